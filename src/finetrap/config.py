@@ -1,0 +1,252 @@
+"""The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from finetrap.errors import StudyError, unknown
+from finetrap.method import Arm, is_trained, parse_arm
+from finetrap.records import Record
+from finetrap.task import get_task, task
+
+if TYPE_CHECKING:
+    from finetrap.results import Results
+
+DEFAULT_ARMS = ("constant", "zero_shot", "few_shot", "full", "lora", "dora")
+REFERENCE_ARMS = ("constant", "zero_shot")
+"""In every study: what the others are compared with."""
+
+Keep = Literal["none", "best", "all"]
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+class ModelSpec(Record):
+    """A model as the user names it."""
+
+    name: str
+    """Preset, Hub id, local folder or GGUF file."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub repository."""
+    chat: bool | None = None
+    """Prompt through the chat template; by default where the model is aligned."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings. Off unless you wrote or read that code."""
+
+
+def _model_specs(value: object) -> object:
+    entries = [value] if isinstance(value, str | dict | ModelSpec) else value
+    if not isinstance(entries, list | tuple):
+        return entries
+    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+def _names(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _seeds(value: object) -> object:
+    return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class Study(Record):
+    """Models x tasks x arms x seeds, and how they are compared."""
+
+    name: str = Field(default="study", min_length=1, max_length=100)
+    """Also names the folder: finetrap-NAME."""
+    models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
+    tasks: Names = Field(min_length=1)
+    arms: Names = DEFAULT_ARMS
+    """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
+    """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """One rate for every trained arm that does not set its own."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Likewise: passes over the training examples."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Likewise: sequences in an optimiser step."""
+    limit_train: int | None = Field(default=None, ge=1)
+    """Training examples at most."""
+    limit_validation: int = Field(default=200, ge=10)
+    """Validation examples at most; they are cut from train."""
+    limit_test: int | None = Field(default=None, ge=1)
+    """Test examples at most. Raising it later keeps what is trained."""
+    retention: Names = ("hellaswag", "arc_easy", "wikitext2")
+    """Tasks that show what is forgotten; siblings of the target are left out."""
+    limit_retention: int = Field(default=200, ge=10)
+    """Examples of each retention task at most."""
+    out_of_distribution: Names = ()
+    """Further tasks that each arm is tested on, and not trained for."""
+    margin: float = Field(default=0.02, gt=0, lt=1)
+    """A difference in accuracy (a fraction) that would not change the choice."""
+    forgetting_tolerance: float = Field(default=0.02, gt=0, lt=1)
+    """Loss of retention (a fraction of accuracy) that would be accepted."""
+    bits_per_byte_tolerance: float = Field(default=0.05, gt=0)
+    """Loss on general text, in bits per byte, that would be accepted."""
+    dtype: DType = "auto"
+    """auto: bfloat16 where the device computes in it, else float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    keep: Keep = "best"
+    """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
+
+    @field_validator("tasks", "retention", "out_of_distribution")
+    @classmethod
+    def _tasks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in task.names():
+                raise unknown("task", name, task.names())
+        return names
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_expand(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        expanded = [arm for entry in arms for arm in (DEFAULT_ARMS if entry == "default" else (entry,))]
+        return (*(arm for arm in REFERENCE_ARMS if arm not in expanded), *expanded)
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        kind, colon, index = device.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (colon and not index.isdigit()):
+            raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+        return device
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Study":
+        names = [arm.name for arm in self.parsed_arms()]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise StudyError(f"two arms are called '{double[0]}'; write NAME=METHOD:... to give one another name.")
+        for reference in REFERENCE_ARMS:
+            chosen = next((arm for arm in self.parsed_arms() if arm.name == reference), None)
+            if chosen is None or chosen.method != reference:
+                raise StudyError(f"the arm '{reference}' has to be the method {reference}: others are compared with it.")
+        models = [model.name for model in self.models]
+        if len(set(models)) < len(models) or len(set(self.tasks)) < len(self.tasks):
+            raise StudyError("a model or a task is named twice.")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
+        if self.limit_test is not None and self.limit_test < 10:
+            raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
+        for name in self.tasks:
+            target = get_task(name)
+            if target.kind == "text":
+                raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
+            if "train" not in target.splits:
+                raise StudyError(
+                    f"task '{name}' has no train split, which every study needs (validation and shots come from "
+                    f"it too); name it under out_of_distribution and another task, such as gsm8k, as target."
+                )
+        return self
+
+    def parsed_arms(self) -> tuple[Arm, ...]:
+        """The arms with complete settings; the study's own training settings stand in for those not given."""
+        shared = {
+            key: value
+            for key in ("learning_rate", "epochs", "batch_size")
+            if (value := getattr(self, key)) is not None
+        }
+        arms = []
+        for text in self.arms:
+            arm = parse_arm(text)
+            if is_trained(arm.method):
+                given = {pair.partition("=")[0].strip() for pair in text.partition(":")[2].split(",")}
+                arm = Arm(arm.name, arm.method, {**arm.settings, **{k: v for k, v in shared.items() if k not in given}})
+            arms.append(arm)
+        return tuple(arms)
+
+    def run(self, folder: str | Path | None = None) -> "Results":
+        """Run all that is missing in `folder` (default: finetrap-NAME here) and answer.
+
+        Raises:
+            StudyError: the input is wrong; nothing is half-written.
+        """
+        from finetrap.study import run
+
+        return run(self, Path(folder) if folder else self.default_folder())
+
+    def default_folder(self) -> Path:
+        """finetrap-NAME, in the current folder."""
+        from finetrap.records import slug
+
+        return Path(f"finetrap-{slug(self.name)}")
+
+
+def make_study(values: dict[str, Any], *, where: Callable[[tuple[str | int, ...]], str] = lambda _: "") -> Study:
+    """A study out of plain values.
+
+    `where` says where a value stands, for the message.
+
+    Raises:
+        StudyError: a key is unknown, or a value is missing or wrong.
+    """
+    for key in values:
+        if key not in Study.model_fields:
+            place = where((key,))
+            raise StudyError(f"{place}{unknown('setting', str(key), Study.model_fields)}")
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = where(first["loc"])
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise StudyError(f"{place}'{name}' is missing.") from None
+        raise StudyError(f"{place}'{name}': {first['msg'].lower()}, got {first['input']!r}.") from None
+
+
+def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
+    """A study out of a YAML file, with values that the command line overrides.
+
+    Raises:
+        StudyError: there is no such file, it is not YAML, or it is no study; with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"there is no study file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"cannot read the study file {path}: {error}.") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise StudyError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(values, dict) or node is None:
+        raise StudyError(f"{path}: expected `key: value` lines, such as `models: [smollm2-135m-instruct-q4]`.")
+    overrides = overrides or {}
+
+    def where(location: tuple[str | int, ...]) -> str:
+        if location and location[0] in overrides:
+            return ""
+        return f"{path}:{_line_of(node, location)}: "
+
+    values = {"name": path.stem, **values, **overrides}
+    return make_study(values, where=where)
+
+
+def _line_of(node: yaml.Node, location: tuple[str | int, ...]) -> int:
+    """The line, from 1, of the deepest part of `location` that stands in the file."""
+    line: int = node.start_mark.line + 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if found is None:
+                break
+            key, node = found
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,92 @@
+"""What it costs: seconds, memory, bytes."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from finetrap.errors import StudyError
+
+
+@dataclass
+class Measured:
+    """Filled in when the block ends."""
+
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    """Of the GPU where there is one, else resident memory of this process."""
+
+
+@contextmanager
+def measure(device: str = "cpu") -> Iterator[Measured]:
+    """Measure time and peak memory of a block."""
+    measured = Measured()
+    started = time.perf_counter()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield measured
+        finally:
+            torch.cuda.synchronize(device)
+            measured.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+            measured.seconds = time.perf_counter() - started
+        return
+    process = psutil.Process()
+    done = threading.Event()
+
+    def watch() -> None:
+        while True:
+            measured.peak_memory_bytes = max(measured.peak_memory_bytes, process.memory_info().rss)
+            if done.wait(0.05):
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield measured
+    finally:
+        done.set()
+        watcher.join()
+        measured.seconds = time.perf_counter() - started
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def full_training_bytes(parameters: int, *, dtype: str) -> int:
+    """Memory that full fine-tuning needs at the least: weights, gradients and AdamW's two moments.
+
+    In bfloat16 a weight takes 2 bytes and its float32 master 4, its gradient 4, its moments 8, and a
+    copy of the best weights 2; in float32 it is its own master, and the copy takes 4. The untouched
+    model stays in memory beside it.
+    """
+    bytes_each = 2 + 4 + 4 + 8 + 2 + 2 if dtype == "bfloat16" else 4 + 4 + 8 + 4 + 4
+    return parameters * bytes_each
+
+
+def check_memory(parameters: int, *, dtype: str, device: str, name: str) -> None:
+    """Check that full fine-tuning fits before it starts.
+
+    Raises:
+        StudyError: it does not.
+    """
+    needed = full_training_bytes(parameters, dtype=dtype)
+    if device.startswith("cuda"):
+        import torch
+
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    if needed > free:
+        raise StudyError(
+            f"full fine-tuning of {name} needs {needed / 2**30:.1f} GiB for weights, gradients and optimiser, and "
+            f"{free / 2**30:.1f} GiB are free; leave the full arms out (--arm lora --arm dora), or use a smaller model."
+        )

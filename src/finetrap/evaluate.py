@@ -1,0 +1,190 @@
+"""A model, a task and examples to one scored row an item."""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from finetrap.data import Encoder, Prompt
+from finetrap.errors import StudyError
+from finetrap.generate import Generated, generate_greedy
+from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.models import LoadedModel
+from finetrap.records import ItemRow
+from finetrap.scoring import outcome_of
+from finetrap.task import Example, Task
+
+PLAIN_STOPS = ("\nQuestion:",)
+"""Where a base model goes on to another question of its own."""
+
+Progress = Callable[[int], None]
+
+
+class Asked(NamedTuple):
+    """How the examples are put to the model."""
+
+    shots: tuple[Example, ...] = ()
+    trivial: bool = False
+    """Leave the question out; then `constant_answer` answers `generate` tasks."""
+    constant_answer: str | None = None
+
+
+def most_common_answer(train: Sequence[Example]) -> str:
+    """The gold answer that most training examples have; the first seen among equals."""
+    return Counter(example.gold for example in train).most_common(1)[0][0]
+
+
+def evaluate(
+    loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked = Asked(), *, progress: Progress
+) -> list[ItemRow]:
+    """Score every example, in order."""
+    encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
+    if task.kind == "text":
+        return _texts(loaded, encoder, examples, progress)
+    if task.kind == "choice":
+        return _choices(loaded, encoder, examples, asked, progress)
+    if asked.trivial:
+        return [_constant(task, example, asked.constant_answer or "") for example in examples]
+    return _generations(loaded, encoder, examples, asked, progress)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_length(loaded: LoadedModel, example: Example, tokens: int) -> None:
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    if tokens > limit:
+        raise StudyError(
+            f"example {example.id} with its prompt takes {tokens} tokens, and {loaded.record.name} can read {limit}; "
+            f"use fewer shots or shorter examples."
+        )
+
+
+def _constant(task: Task, example: Example, answer: str) -> ItemRow:
+    assert task.score is not None
+    output = task.answer_format(answer)
+    verdict = task.score(output, example.gold)
+    return ItemRow(
+        id=example.id,
+        prompt=_hash(""),
+        output=output,
+        extracted=verdict.extracted,
+        gold=example.gold,
+        correct=verdict.correct,
+        strict=verdict.strict,
+        anywhere=verdict.anywhere,
+        formatted=verdict.formatted,
+        outcome=outcome_of(verdict, output, truncated=False),
+    )
+
+
+def _generations(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], asked: Asked, progress: Progress
+) -> list[ItemRow]:
+    task = encoder.task
+    prompts = [encoder.prompt(example, asked.shots) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        _check_length(loaded, example, len(prompt.ids) + task.max_new_tokens)
+    answers = generate_greedy(
+        loaded.model,
+        loaded.tokenizer,
+        [prompt.ids for prompt in prompts],
+        max_new_tokens=task.max_new_tokens,
+        stop_tokens=_stop_tokens(loaded, encoder),
+        stop_texts=() if encoder.chat else PLAIN_STOPS,
+        progress=progress,
+    )
+    return [_generated(task, *row) for row in zip(examples, prompts, answers, strict=True)]
+
+
+def _stop_tokens(loaded: LoadedModel, encoder: Encoder) -> set[int]:
+    configured = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    tokens = {encoder.end_of_turn, loaded.tokenizer.eos_token_id, *listed}
+    return {int(token) for token in tokens if isinstance(token, int)}
+
+
+def _generated(task: Task, example: Example, prompt: Prompt, answer: Generated) -> ItemRow:
+    assert task.score is not None
+    verdict = task.score(answer.text, example.gold)
+    return ItemRow(
+        id=example.id,
+        prompt=_hash(prompt.text),
+        output=answer.text,
+        extracted=verdict.extracted,
+        gold=example.gold,
+        correct=verdict.correct,
+        strict=verdict.strict,
+        anywhere=verdict.anywhere,
+        formatted=verdict.formatted,
+        truncated=answer.truncated,
+        outcome=outcome_of(verdict, answer.text, truncated=answer.truncated),
+        prompt_tokens=len(prompt.ids),
+        output_tokens=len(answer.ids),
+    )
+
+
+def _choices(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], asked: Asked, progress: Progress
+) -> list[ItemRow]:
+    blind = encoder.blind_prompt()
+    prompts = [blind if asked.trivial else encoder.prompt(example, asked.shots) for example in examples]
+    completions = [
+        [encoder.completion(prompt, choice) for choice in example.choices]
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    for example, prompt, choices in zip(examples, prompts, completions, strict=True):
+        _check_length(loaded, example, len(prompt.ids) + max(map(len, choices)))
+    shared = _common_prefix([prompt.ids for prompt in prompts]) if asked.shots else 0
+    items = [ChoiceItem(p.ids[shared:], choices) for p, choices in zip(prompts, completions, strict=True)]
+    scored = choice_loglikelihoods(loaded.model, items, prefix=prompts[0].ids[:shared], progress=progress)
+    return [_chosen(*row) for row in zip(examples, prompts, completions, scored, strict=True)]
+
+
+def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with, one left over for each."""
+    first, last = min(sequences), max(sequences)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(shared, min(map(len, sequences)) - 1)
+
+
+def _chosen(
+    example: Example, prompt: Prompt, completions: list[list[int]], values: tuple[float, ...]
+) -> ItemRow:
+    # lm-evaluation-harness's acc_bytes: log-likelihood over the choice's UTF-8 bytes, without its leading space.
+    per_byte = [value / len(choice.encode()) for value, choice in zip(values, example.choices, strict=True)]
+    best = max(range(len(values)), key=lambda i: per_byte[i])
+    raw = max(range(len(values)), key=lambda i: values[i])
+    return ItemRow(
+        id=example.id,
+        prompt=_hash(prompt.text),
+        output=example.choices[best],
+        extracted=str(best),
+        gold=example.gold,
+        correct=str(best) == example.gold,
+        raw=str(raw) == example.gold,
+        outcome="correct" if str(best) == example.gold else "wrong",
+        loglikelihoods=values,
+        prompt_tokens=len(prompt.ids),
+        output_tokens=sum(map(len, completions)),
+    )
+
+
+def _texts(loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], progress: Progress) -> list[ItemRow]:
+    # As in lm-evaluation-harness, the first token is predicted from the beginning- or end-of-sequence token.
+    first = loaded.tokenizer.bos_token_id
+    first = encoder.end_of_turn if first is None else first
+    texts = [loaded.tokenizer(e.question, add_special_tokens=False)["input_ids"] for e in examples]
+    values = text_loglikelihoods(loaded.model, texts, first=int(first), progress=progress)
+    return [
+        ItemRow(
+            id=example.id,
+            prompt=_hash(example.question),
+            bits=-value / math.log(2),
+            bytes=len(example.question.encode()),
+            prompt_tokens=len(text),
+        )
+        for example, text, value in zip(examples, texts, values, strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""GGUF files: looked into without torch, dequantised once into the cache, their tokenizers repaired."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from finetrap.errors import StudyError
+from finetrap.presets import cache_folder
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+
+class GGUFHeader(NamedTuple):
+    """What a GGUF file says of itself."""
+
+    quantisation: str
+    """The type of most of its weights, such as Q4_1."""
+    parameters: int
+    pre_tokenizer: str
+    """`tokenizer.ggml.pre`."""
+    chat: bool
+    """Whether it carries a chat template."""
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Read and check a GGUF file's header.
+
+    Raises:
+        StudyError: it is not GGUF, or it is cut off.
+    """
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise StudyError(f"{path} is not a GGUF file (its first four bytes are not 'GGUF').")
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:
+        # The reader runs off the end of the file in as many ways as there are places to cut it.
+        raise StudyError(f"{path} is a damaged or truncated GGUF file; download it again.") from error
+    weights: dict[str, int] = {}
+    for tensor in reader.tensors:
+        if tensor.data_offset + tensor.n_bytes > path.stat().st_size:
+            raise StudyError(f"{path} is a truncated GGUF file: '{tensor.name}' is not all there; download it again.")
+        name = GGMLQuantizationType(tensor.tensor_type).name
+        weights[name] = weights.get(name, 0) + int(tensor.n_elements)
+    pre = reader.get_field("tokenizer.ggml.pre")
+    return GGUFHeader(
+        quantisation=max(weights, key=lambda name: weights[name]),
+        parameters=sum(weights.values()),
+        pre_tokenizer=str(pre.contents()) if pre else "",
+        chat=reader.get_field("tokenizer.chat_template") is not None,
+    )
+
+
+def dequantised(path: Path, sha256: str) -> Path:
+    """The folder with the dequantised copy of a GGUF file, made on first use; float32, Transformers format."""
+    folder = cache_folder() / "dequantised" / sha256
+    if (folder / "config.json").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    header = read_header(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path.parent),
+            gguf_file=path.name,
+            dtype="float32",
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+        model.save_pretrained(part)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
+        repair = _PRE_TOKENIZERS.get(header.pre_tokenizer)
+        if repair is not None:
+            tokenizer.backend_tokenizer.pre_tokenizer = repair()
+        tokenizer.save_pretrained(part)
+        part.chmod(0o755)
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _digits_apart() -> "PreTokenizer":
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+
+
+_PRE_TOKENIZERS: "dict[str, Callable[[], PreTokenizer]]" = {"smollm": _digits_apart}
+"""By `tokenizer.ggml.pre`: what Transformers' conversion loses. SmolLM2 splits numbers into digits."""

@@ -1,0 +1,113 @@
+"""Log-likelihoods: of choices that share their question, and of whole texts."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from finetrap.attention import PackedRow, Span, by_token_budget, logits_at, packed_attention_on
+
+TOKENS_AT_A_TIME = 2048
+"""Of a packed row, the shared prefix not counted."""
+
+
+class ChoiceItem(NamedTuple):
+    """A question and its choices, in tokens."""
+
+    context: list[int]
+    """What stands before each choice, without the prefix that all items share; not empty."""
+    choices: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.context) + sum(map(len, self.choices))
+
+
+@torch.no_grad()
+def choice_loglikelihoods(
+    model: PreTrainedModel,
+    items: Sequence[ChoiceItem],
+    *,
+    prefix: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[float, ...]]:
+    """Log-likelihood in nats of every choice of every item after `prefix` and its context.
+
+    An item's context is computed once for all of its choices, and the prefix (the shots) once for a row of
+    items: a choice sees the prefix, the context and itself.
+    """
+    order = sorted(range(len(items)), key=lambda i: -items[i].length)
+    results: list[tuple[float, ...]] = [()] * len(items)
+    with packed_attention_on(model):
+        for group in by_token_budget([items[i].length for i in order], TOKENS_AT_A_TIME):
+            chosen = [order[i] for i in group]
+            for i, values in zip(chosen, _row_loglikelihoods(model, [items[i] for i in chosen], prefix), strict=True):
+                results[i] = values
+            progress(len(group))
+    return results
+
+
+def _row_loglikelihoods(
+    model: PreTrainedModel, items: Sequence[ChoiceItem], prefix: Sequence[int]
+) -> list[tuple[float, ...]]:
+    ids, positions = list(prefix), list(range(len(prefix)))
+    spans = [Span(0, len(prefix))] if prefix else []
+    predicting: list[int] = []
+    targets: list[int] = []
+    for item in items:
+        start = len(ids)
+        end_of_context = start + len(item.context)
+        ids.extend(item.context)
+        positions.extend(range(len(prefix), len(prefix) + len(item.context)))
+        for choice in item.choices:
+            predicting.extend([end_of_context - 1, *range(len(ids), len(ids) + len(choice) - 1)])
+            targets.extend(choice)
+            ids.extend(choice)
+            positions.extend(range(len(prefix) + len(item.context), len(prefix) + len(item.context) + len(choice)))
+        spans.append(Span(start, len(ids), len(prefix), _tree_mask(len(prefix), item).to(model.device)))
+    row = PackedRow(
+        torch.tensor([ids], device=model.device), torch.tensor([positions], device=model.device), tuple(spans)
+    )
+    logits = logits_at(model, row, torch.tensor(predicting, device=model.device))
+    losses = cross_entropy(logits, torch.tensor(targets, device=model.device), reduction="none")
+    return _sums(losses.double().tolist(), items)
+
+
+def _sums(losses: list[float], items: Sequence[ChoiceItem]) -> list[tuple[float, ...]]:
+    position = 0
+    results = []
+    for item in items:
+        values = []
+        for choice in item.choices:
+            values.append(-sum(losses[position : position + len(choice)]))
+            position += len(choice)
+        results.append(tuple(values))
+    return results
+
+
+def _tree_mask(prefix: int, item: ChoiceItem) -> Bool[Tensor, "queries keys"]:
+    """Which keys each token of an item sees: the prefix, the context, and of the choices its own."""
+    mask = torch.ones(item.length, item.length, dtype=torch.bool).tril()
+    start = len(item.context)
+    for choice in item.choices:
+        stop = start + len(choice)
+        mask[start:stop, len(item.context) : start] = False
+        start = stop
+    return torch.cat([torch.ones(item.length, prefix, dtype=torch.bool), mask], dim=1)
+
+
+def text_loglikelihoods(
+    model: PreTrainedModel,
+    texts: Sequence[list[int]],
+    *,
+    first: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Log-likelihood in nats of every text, its first token predicted from the token `first`."""
+    items = [ChoiceItem([first], [text]) for text in texts]
+    return [values[0] for values in choice_loglikelihoods(model, items, progress=progress)]

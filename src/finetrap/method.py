@@ -1,0 +1,164 @@
+"""What a method is. Each method is one function in `methods/`, found by being there.
+
+A method's keyword arguments are its settings; a method that trains also takes those of
+`Training`. An arm is a method with settings under a name: `careless=full:learning_rate=1e-3`.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from finetrap.errors import StudyError, unknown
+from finetrap.registry import Registry
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained; the same for every method but for the learning rate."""
+
+    learning_rate: float
+    """The highest rate, reached after warmup."""
+    epochs: int = 3
+    """Passes over the training examples."""
+    batch_size: int = 16
+    """Sequences in one optimiser step, whatever fits into memory at a time."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises; it then falls linearly to zero."""
+    weight_decay: float = 0.0
+    """AdamW's decay (arXiv:1711.05101)."""
+    clip: float = 1.0
+    """The norm to which gradients are clipped."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of adapting a model, with its settings filled in."""
+
+    training: Training | None = None
+    """None where nothing is trained."""
+    prepare: "Callable[[PreTrainedModel], Module] | None" = None
+    """From the base model to the one to train; which parameters train is said by `requires_grad`."""
+    adapter: bool = False
+    """Whether what is trained is a PEFT adapter: saved as one, merged to be evaluated."""
+    shots: int = 0
+    """Solved examples in front of the question."""
+    trivial: bool = False
+    """The arm that does not read the question."""
+    checkpoint: Path | None = None
+    """What the user already trained: a PEFT adapter or a whole model."""
+
+
+method: Registry[Callable[..., Method]] = Registry("method", "finetrap.methods")
+
+_TRAINING_DEFAULTS: dict[str, float] = {}
+
+
+def trains(*, learning_rate: float) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Register a method that trains, with its default learning rate."""
+
+    def register(function: Callable[..., Method]) -> Callable[..., Method]:
+        _TRAINING_DEFAULTS[function.__name__] = learning_rate
+        return method(function)
+
+    return register
+
+
+def is_trained(name: str) -> bool:
+    """Whether the method called `name` trains anything."""
+    method[name]
+    return name in _TRAINING_DEFAULTS
+
+
+def default_settings(name: str) -> dict[str, Any]:
+    """All settings of the method called `name` with their default values.
+
+    A setting without a default (a checkpoint's path) has the value `inspect.Parameter.empty`.
+    """
+    parameters = inspect.signature(method[name]).parameters
+    settings = {key: parameter.default for key, parameter in parameters.items() if key != "training"}
+    if name in _TRAINING_DEFAULTS:
+        for field in fields(Training):
+            settings[field.name] = _TRAINING_DEFAULTS[name] if field.name == "learning_rate" else field.default
+    return settings
+
+
+def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[str, Any]:
+    """The settings of the method called `name`: those given, converted and checked, and the defaults.
+
+    Raises:
+        StudyError: no such method or setting, a value of the wrong type or out of range, or one is missing.
+    """
+    settings = default_settings(name)
+    types = {**get_type_hints(method[name]), **(get_type_hints(Training) if name in _TRAINING_DEFAULTS else {})}
+    for key, value in given.items():
+        if key not in settings:
+            raise unknown(f"setting of method '{name}'", key, settings)
+        settings[key] = _convert(f"{name}:{key}", value, types[key])
+    missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
+    return settings
+
+
+def _convert(where: str, value: str | int | float, kind: type) -> str | int | float:
+    try:
+        converted: str | int | float = kind(str(value))
+    except ValueError:
+        raise StudyError(f"{where}={value}: expected {kind.__name__}.") from None
+    if isinstance(converted, int | float) and not (math.isfinite(converted) and converted >= 0):
+        raise StudyError(f"{where}={value}: expected a finite number that is not negative.")
+    if kind is int and converted == 0:
+        raise StudyError(f"{where}={value}: expected at least 1.")
+    return converted
+
+
+def build(name: str, settings: dict[str, Any]) -> Method:
+    """The method called `name` with complete settings (`complete_settings`)."""
+    own = dict(settings)
+    if name in _TRAINING_DEFAULTS:
+        own["training"] = Training(**{field.name: own.pop(field.name) for field in fields(Training)})
+    return method[name](**own)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings under a name."""
+
+    name: str
+    method: str
+    settings: dict[str, Any]
+
+
+def parse_arm(text: str) -> Arm:
+    """An arm out of `METHOD`, `METHOD:key=value,...`, `NAME=METHOD:...` or `NAME=PATH`.
+
+    Raises:
+        StudyError: it is none of these, or the method, a setting or the path does not exist.
+    """
+    head, _, tail = text.partition(":")
+    name, equals, target = head.partition("=")
+    name = name.strip()
+    if not name:
+        raise StudyError(f"arm '{text}' has no name; write METHOD or NAME=METHOD:setting=value.")
+    if equals and target not in method.names():
+        path = Path(text.partition("=")[2]).expanduser()
+        if path.exists():
+            return Arm(name, "checkpoint", complete_settings("checkpoint", {"path": str(path.resolve())}))
+        if "/" in target or "\\" in target:
+            raise StudyError(f"arm '{name}': there is no checkpoint at {path}.")
+        raise unknown("method", target, method.names())
+    chosen = target if equals else name
+    given: dict[str, str | int | float] = {}
+    for pair in filter(None, tail.split(",")):
+        key, separator, value = pair.partition("=")
+        if not separator or not value:
+            raise StudyError(f"arm '{text}': '{pair}' is not of the form setting=value.")
+        given[key.strip()] = value.strip()
+    return Arm(name, chosen, complete_settings(chosen, given))

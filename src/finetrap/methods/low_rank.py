@@ -1,0 +1,39 @@
+"""Low-rank adapters, through PEFT: LoRA and DoRA on every linear layer but the head."""
+
+from typing import TYPE_CHECKING
+
+from finetrap.method import Method, Training, trains
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
+
+
+def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_dora: bool) -> Method:
+    def prepare(model: "PreTrainedModel") -> "Module":
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            use_dora=use_dora,
+            task_type="CAUSAL_LM",
+        )
+        # The float32 masters of the training loop serve adapters and full fine-tuning alike.
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+    return Method(training=training, prepare=prepare, adapter=True)
+
+
+@trains(learning_rate=1e-3)
+def lora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
+    """Train B and A in W + (alpha / rank) B A, with W frozen (arXiv:2106.09685)."""
+    return _low_rank(rank, alpha, dropout, training, use_dora=False)
+
+
+@trains(learning_rate=1e-3)
+def dora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
+    """LoRA for the direction of each column of W, its magnitude trained apart (arXiv:2402.09353)."""
+    return _low_rank(rank, alpha, dropout, training, use_dora=True)

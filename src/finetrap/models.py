@@ -1,0 +1,249 @@
+"""From a model's name to a loaded model and tokenizer. Safetensors and GGUF only."""
+
+import copy
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetrap.config import DType, ModelSpec
+from finetrap.errors import StudyError, unknown
+from finetrap.gguf import dequantised, read_header
+from finetrap.presets import PRESETS, file_sha256, here
+from finetrap.records import ModelRecord, digest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model found on this machine, not loaded yet."""
+
+    record: ModelRecord
+    path: Path
+    """A folder in Transformers format, or a GGUF file."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model in memory. `model` stays as it was loaded: what trains, trains a copy."""
+
+    record: ModelRecord
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def copy(self) -> "PreTrainedModel":
+        """An untouched copy to train."""
+        return copy.deepcopy(self.model)
+
+
+def find(spec: ModelSpec) -> Source:
+    """Find a model by preset, local folder, GGUF file or Hub id, and check its files. Torch is not needed.
+
+    Raises:
+        StudyError: there is none, it is damaged, or its weights are a pickle.
+    """
+    preset = PRESETS.get(spec.name)
+    path = Path(spec.name).expanduser()
+    revision = None
+    if preset is not None and preset.gguf is not None:
+        if not here(preset):
+            raise StudyError(
+                f"the weights of '{spec.name}' are not on this machine; run: finetrap models get {spec.name}"
+            )
+        path = preset.gguf
+    elif preset is not None or not path.exists():
+        path, revision = _from_hub(spec)
+    if path.is_file():
+        record = _gguf_record(spec.name, path)
+    else:
+        record = _folder_record(spec.name, path)
+    aligned = preset.aligned if preset else record.chat
+    chat = aligned if spec.chat is None else spec.chat
+    if chat and not record.chat:
+        raise StudyError(f"model '{spec.name}' has no chat template; leave `chat` out, or set it to false.")
+    record = record.model_copy(update={"aligned": aligned, "chat": chat, "revision": revision})
+    return Source(record, path, spec.trust_remote_code)
+
+
+def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
+    preset = PRESETS.get(spec.name)
+    repository = preset.hub if preset else spec.name
+    looks_like_path = spec.name.startswith((".", "/", "~")) or spec.name.endswith(".gguf") or spec.name.count("/") > 1
+    if looks_like_path or (preset is None and "/" not in repository):
+        if looks_like_path:
+            raise StudyError(f"there is no model at {spec.name}.")
+        raise unknown("model", spec.name, PRESETS)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=spec.revision,
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"],
+        )
+    except Exception as error:
+        # The hub's client raises a dozen unrelated types; each is an input that the user can mend.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise StudyError(
+            f"model '{spec.name}' is no preset and no file here, and the Hub did not give '{repository}': {reason}. "
+            f"Give a local folder, or see `finetrap models`."
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _gguf_record(name: str, path: Path) -> ModelRecord:
+    header = read_header(path)
+    return ModelRecord(
+        name=name,
+        fingerprint=file_sha256(path),
+        quantisation=header.quantisation,
+        parameters=header.parameters,
+        aligned=False,
+        chat=header.chat,
+    )
+
+
+def _folder_record(name: str, folder: Path) -> ModelRecord:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise StudyError(f"{folder} has no config.json: it is not a model in Transformers format.")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{config} cannot be read: {error}.") from None
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        if pickles:
+            raise StudyError(
+                f"{folder} holds its weights as a pickle ({pickles[0].name}), which can run code when it is loaded. "
+                f'If you trust it, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
+                f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+            )
+        raise StudyError(f"{folder} has no weights (*.safetensors).")
+    parameters = sum(_parameters(path) for path in weights)
+    tokenizer = [folder / file for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")]
+    extra = [folder / file for file in ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")]
+    if not any(path.is_file() for path in tokenizer):
+        raise StudyError(f"{folder} has no tokenizer (tokenizer.json); save it beside the model.")
+    present = [path for path in [config, *weights, *tokenizer, *extra] if path.is_file()]
+    return ModelRecord(
+        name=name,
+        fingerprint=_fingerprint(present),
+        quantisation=None,
+        parameters=parameters,
+        aligned=False,
+        chat=_has_chat_template(folder),
+    )
+
+
+def _parameters(path: Path) -> int:
+    """Number of weights in a safetensors file, by its header.
+
+    Raises:
+        StudyError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("header longer than the file")
+            header: dict[str, Any] = json.loads(file.read(length))
+        total, end = 0, 0
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            count = 1
+            for size in tensor["shape"]:
+                count *= size
+            total += count
+            end = max(end, tensor["data_offsets"][1])
+        if 8 + length + end > path.stat().st_size:
+            raise ValueError("tensors longer than the file")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise StudyError(f"{path} is a damaged or truncated safetensors file ({error}); download it again.") from None
+    return total
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def _fingerprint(paths: list[Path]) -> str:
+    return digest({path.name: file_sha256(path) for path in paths})
+
+
+def choose_device(name: str) -> str:
+    """The device to run on: as named, or the first of cuda, mps and cpu that is there.
+
+    Raises:
+        StudyError: the one named is not there.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(kind for kind, is_there in there.items() if is_there)
+    kind, _, index = name.partition(":")
+    if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise StudyError(f"device '{name}' is not on this machine; there is: {', '.join(k for k, v in there.items() if v)}.")
+    return name
+
+
+def choose_dtype(name: DType, device: str) -> "torch.dtype":
+    """The dtype to compute in: as named, or bfloat16 where the device multiplies in it, else float32."""
+    import torch
+
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Raises:
+        StudyError: Transformers cannot load it as a causal language model.
+    """
+    from transformers import AutoTokenizer
+
+    folder = dequantised(source.path, source.record.fingerprint) if source.path.is_file() else source.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=source.trust_remote_code
+        )
+        model = load_weights(folder, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(f"model '{source.record.name}' cannot be loaded as a causal language model: {reason}") from error
+    return LoadedModel(source.record, model, tokenizer)
+
+
+def load_weights(
+    folder: Path, *, dtype: "torch.dtype", device: str, trust_remote_code: bool = False
+) -> "PreTrainedModel":
+    """Load a folder in Transformers format, without dropout, ready to evaluate."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        attn_implementation="sdpa",
+    )
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded

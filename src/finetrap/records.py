@@ -1,0 +1,247 @@
+"""What is written: plain frozen values between the stages, and the keys that name them."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetrap.scoring import Outcome
+from finetrap.task import Example, Kind
+
+PROTOCOL = 1
+"""Raised whenever the comparison protocol can give another number; part of every training key."""
+
+Purpose = Literal["target", "retention", "out_of_distribution"]
+
+
+class Record(BaseModel):
+    """Frozen, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def items_digest(examples: Iterable[Example]) -> str:
+    """SHA-256 of examples: their ids and all that they say, in order."""
+    return digest([[e.id, e.question, e.reference, e.gold, list(e.choices)] for e in examples])
+
+
+class ModelRecord(Record):
+    """The model that a study starts from."""
+
+    name: str
+    """As the user named it: a preset, Hub id, folder or GGUF file."""
+    fingerprint: str
+    """SHA-256 of its weights, configuration and tokenizer."""
+    quantisation: str | None
+    """The GGUF quantisation that it was dequantised from; None for full-precision weights."""
+    parameters: int
+    """Number of weights, tied ones counted once."""
+    aligned: bool
+    """Whether it was tuned to follow instructions."""
+    chat: bool
+    """Whether generation is prompted through its chat template."""
+    revision: str | None = None
+    """Commit of the Hub repository."""
+
+    @property
+    def label(self) -> str:
+        """The name, with the quantisation it started from."""
+        return f"{self.name} (from GGUF {self.quantisation})" if self.quantisation else self.name
+
+
+class Trial(Record):
+    """One (model, task, method, settings, seed): all that decides what is trained."""
+
+    model: ModelRecord
+    task: str
+    task_version: int
+    arm: str
+    method: str
+    settings: dict[str, str | int | float]
+    """Complete: defaults filled in."""
+    seed: int
+    dtype: Literal["float32", "bfloat16"]
+    """Of the compute in training and of the stored weights in evaluation."""
+    train_items: str
+    """Digest of the training examples."""
+    validation_items: str
+    """Digest of the validation examples."""
+    checkpoint: str | None = None
+    """Digest of the user's checkpoint, where the method is one."""
+    protocol: int = PROTOCOL
+
+    @property
+    def training_key(self) -> str:
+        """Names the artifact. The arm's name is not part of it, nor is where the files lie."""
+        decides = self.model_dump(exclude={"arm", "model"})
+        if self.method == "checkpoint":
+            decides["settings"] = {}
+        return digest({**decides, "model": self.model.fingerprint, "chat": self.model.chat})
+
+    @property
+    def folder(self) -> str:
+        """Name of the trial's folder."""
+        return f"{slug(self.model.name)}--{self.task}--{slug(self.arm)}--seed{self.seed}--{self.training_key[:12]}"
+
+
+def slug(name: str) -> str:
+    """A name that is safe as one part of a path."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name).strip(".-")
+    return kept[-60:] or digest(name)[:12]
+
+
+class Evaluation(Record):
+    """What an artifact is asked: the target, a retention task, or an out-of-distribution task."""
+
+    purpose: Purpose
+    task: str
+    task_version: int
+    kind: Kind
+    items: str
+    """Digest of the examples."""
+    n: int
+    """Number of examples."""
+    chat: bool
+    shots: tuple[str, ...] = ()
+    """Ids of the solved examples in front of each question."""
+    max_new_tokens: int = 0
+
+    def key(self, training_key: str) -> str:
+        """Names the predictions of one artifact."""
+        return digest({"artifact": training_key, **self.model_dump(mode="json", exclude={"purpose"})})
+
+    def folder(self, training_key: str) -> str:
+        """Name of the evaluation's folder within its trial's."""
+        return f"{self.purpose}--{slug(self.task)}--{self.key(training_key)[:12]}"
+
+
+class ItemRow(Record):
+    """One item's answer and score."""
+
+    id: str
+    prompt: str
+    """First 16 hex digits of the SHA-256 of the prompt's text."""
+    output: str = ""
+    """The generated text, or the chosen choice."""
+    extracted: str | None = None
+    gold: str = ""
+    correct: bool | None = None
+    """By the rule that decides; None for a `text` task."""
+    strict: bool | None = None
+    """Right in the stated format (`generate`)."""
+    anywhere: bool | None = None
+    """Gold stands somewhere in the output (`generate`)."""
+    raw: bool | None = None
+    """Right by log-likelihood that is not normalised by length (`choice`)."""
+    formatted: bool | None = None
+    """The stated answer format is there (`generate`)."""
+    truncated: bool = False
+    outcome: Outcome | None = None
+    loglikelihoods: tuple[float, ...] = ()
+    """Of each choice, in nats (`choice`)."""
+    bits: float | None = None
+    """Of the whole text (`text`)."""
+    bytes: int | None = None
+    """Of the text in UTF-8 (`text`)."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class TrainingLogEntry(Record):
+    """One optimiser step."""
+
+    step: int
+    epoch: float
+    loss: float
+    """Nats a completion token, mean over the step's tokens."""
+    learning_rate: float
+    gradient_norm: float
+    """Before clipping."""
+    tokens: int
+    """Prompt and completion tokens seen so far."""
+    seconds: float
+    validation_loss: float | None = None
+
+
+class TrainingRecord(Record):
+    """What training came to."""
+
+    outcome: Literal["completed", "diverged"]
+    """`diverged`: the loss or a gradient stopped being finite, or the loss exploded."""
+    step: int
+    """The step whose weights are the artifact: the last, or the best one of a run that diverged."""
+    steps: int
+    validation_loss_before: float | None
+    validation_loss: float | None
+    trainable_parameters: int
+    train_tokens: int
+    train_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    artifact_bytes: int
+    skipped_too_long: int = 0
+    """Training examples longer than the model's context, left out."""
+
+
+class EvaluationRecord(Record):
+    """That an evaluation is done, and what it cost; the scores are in the rows beside it."""
+
+    evaluation: Evaluation
+    eval_seconds: float
+    peak_memory_bytes: int
+    prompt_tokens: int
+    """All that the model had to read, shots included and counted once an item."""
+    output_tokens: int
+    environment: str
+    """Digest of the environment; its text is in the study folder."""
+
+
+class FailureRecord(Record):
+    """A trial that failed. It has no score: it is not a zero."""
+
+    trial: str
+    stage: str
+    error: str
+    traceback: str
+
+
+class Look(Record):
+    """One reading of a test set."""
+
+    time: str
+    trial: str
+    task: str
+    n: int
+    evaluation: str
+
+
+class Environment(Record):
+    """Recorded with every result, not part of any key."""
+
+    finetrap: str
+    commit: str | None
+    python: str
+    packages: dict[str, str] = Field(default_factory=dict)
+    system: str
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    device: str
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Digest of all of it."""
+        return digest(self.model_dump(mode="json"))
+
+
+Settings = dict[str, Any]

@@ -1,0 +1,240 @@
+"""THE training loop: one for every method. What trains is said by `requires_grad`."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from finetrap.attention import by_token_budget, logits_at, pack_causal
+from finetrap.method import Training
+from finetrap.records import TrainingLogEntry
+
+TOKENS_AT_A_TIME = 2048
+"""Of a micro-batch: large enough for the matrix products to run at full speed on a CPU."""
+VALIDATIONS = 4
+"""How often validation loss is measured in a run, evenly spaced, the end included."""
+
+
+class TrainingRow(NamedTuple):
+    """A sequence to learn from."""
+
+    ids: list[int]
+    """Prompt, completion and end-of-turn token."""
+    prompt_length: int
+    """Tokens at the beginning that carry no loss."""
+
+
+class Trained(NamedTuple):
+    """How a run went; its weights are in the model."""
+
+    outcome: Literal["completed", "diverged"]
+    step: int
+    """The step whose weights are in the model."""
+    steps: int
+    validation_loss_before: float | None
+    validation_loss: float | None
+    tokens: int
+    log: list[TrainingLogEntry]
+
+
+class Masters:
+    """Float32 copies of the trained parameters, for the optimiser; in float32 the parameters themselves.
+
+    A bfloat16 weight has 8 significant bits: an update smaller than 1/256 of it would round to nothing.
+    Gradients are added up in float32 as well, as soon as they arise.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
+        self._hooks = []
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if master is not parameter:
+                master.grad = torch.zeros_like(master)
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(master)))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for master in self.masters:
+            if master.grad is not None:
+                master.grad.zero_()
+
+    def publish(self) -> None:
+        """Round the masters into the parameters that compute."""
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of the parameters as they compute."""
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def restore(self, saved: Sequence[Tensor]) -> None:
+        """Bring a snapshot back."""
+        with torch.no_grad():
+            for master, value in zip(self.masters, saved, strict=True):
+                master.copy_(value)
+
+    def finish(self, *, keep_float32: bool) -> None:
+        """End training: leave the masters in the model where `keep_float32`, else what was rounded from them."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            parameter.grad = None
+            if keep_float32 and master is not parameter:
+                parameter.data = master
+            master.grad = None
+
+
+def _adder(master: Tensor) -> Callable[[Tensor], None]:
+    def add(parameter: Tensor) -> None:
+        if parameter.grad is not None and master.grad is not None:
+            master.grad += parameter.grad
+            parameter.grad = None
+
+    return add
+
+
+def train(
+    model: torch.nn.Module,
+    rows: Sequence[TrainingRow],
+    validation: Sequence[TrainingRow],
+    *,
+    training: Training,
+    seed: int,
+    keep_float32: bool,
+    progress: Callable[[TrainingLogEntry, int], None] = lambda entry, steps: None,
+) -> Trained:
+    """Train what requires gradients; `model` is to be within `packed_attention_on`.
+
+    The loss is that of completion tokens, the end-of-turn token included, averaged over the tokens of an
+    optimiser step. The rate rises linearly over the warmup and falls linearly to zero. Data order is decided by
+    `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
+
+    `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
+    """
+    steps_an_epoch = math.ceil(len(rows) / training.batch_size)
+    steps = steps_an_epoch * training.epochs
+    masters = Masters([p for p in model.parameters() if p.requires_grad])
+    optimiser = torch.optim.AdamW(masters.masters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    validate_at = {math.ceil(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
+
+    before = validation_loss(model, validation)
+    best, best_step, best_weights = before, 0, masters.snapshot()
+    validated: float | None = before
+    limit: float | None = None
+    tokens = 0
+    log: list[TrainingLogEntry] = []
+    outcome: Literal["completed", "diverged"] = "completed"
+    started = time.perf_counter()
+    model.train()
+    for step, batch in enumerate(_batches(rows, training.batch_size, training.epochs, seed), start=1):
+        rate = training.learning_rate * _schedule(step, steps, training.warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        masters.zero_grad()
+        loss = _accumulate(model, batch)
+        norm = float(torch.nn.utils.clip_grad_norm_(masters.masters, training.clip))
+        tokens += sum(len(row.ids) for row in batch)
+        limit = limit or explosion_limit(model, loss)
+        if not (math.isfinite(loss) and math.isfinite(norm)) or loss > limit:
+            outcome = "diverged"
+            break
+        optimiser.step()
+        masters.publish()
+        if step in validate_at:
+            validated = validation_loss(model, validation)
+            model.train()
+            if validated is not None and not math.isfinite(validated):
+                outcome = "diverged"
+                break
+            if validated is not None and step < steps and (best is None or validated < best):
+                best, best_step, best_weights = validated, step, masters.snapshot()
+        entry = TrainingLogEntry(
+            step=step,
+            epoch=step / steps_an_epoch,
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+            validation_loss=validated if step in validate_at else None,
+        )
+        log.append(entry)
+        progress(entry, steps)
+    if outcome == "diverged":
+        masters.restore(best_weights)
+        masters.publish()
+        validated = best
+    masters.finish(keep_float32=keep_float32)
+    model.eval()
+    last = best_step if outcome == "diverged" else steps
+    return Trained(outcome, last, steps, before, validated, tokens, log)
+
+
+def explosion_limit(model: torch.nn.Module, first_loss: float) -> float:
+    """The loss from which a run counts as diverged: half again what guessing every token alike would give.
+
+    A model that is worse than ln(vocabulary) before it is trained is measured by its own first loss.
+    """
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    return 1.5 * max(math.log(vocabulary), first_loss)
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest rate at `step` of `steps`, both from 1; never zero, so that each step counts."""
+    rising = max(1, round(steps * warmup))
+    return step / rising if step <= rising else (steps - step + 1) / (steps - rising + 1)
+
+
+def _batches(
+    rows: Sequence[TrainingRow], batch_size: int, epochs: int, seed: int
+) -> Iterator[list[TrainingRow]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, len(rows), batch_size):
+            yield [rows[i] for i in order[start : start + batch_size]]
+
+
+def _accumulate(model: torch.nn.Module, batch: Sequence[TrainingRow]) -> float:
+    """Add up the gradients of a batch, packed; returns its mean loss a completion token."""
+    completion_tokens = sum(len(row.ids) - row.prompt_length for row in batch)
+    total = 0.0
+    for group in by_token_budget([len(row.ids) for row in batch], TOKENS_AT_A_TIME):
+        loss = completion_losses(model, [batch[i] for i in group]).sum() / completion_tokens
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+def completion_losses(model: torch.nn.Module, rows: Sequence[TrainingRow]) -> Float[Tensor, " completion_tokens"]:
+    """Nats of each completion token of some rows, one packed forward pass; within `packed_attention_on`."""
+    device = next(model.parameters()).device
+    packed = pack_causal([row.ids for row in rows], device)
+    predicting, targets = [], []
+    for span, row in zip(packed.spans, rows, strict=True):
+        predicting.extend(range(span.start + row.prompt_length - 1, span.stop - 1))
+        targets.extend(row.ids[row.prompt_length :])
+    logits = logits_at(model, packed, torch.tensor(predicting, device=device))
+    return cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
+
+
+@torch.no_grad()
+def validation_loss(model: torch.nn.Module, rows: Sequence[TrainingRow]) -> float | None:
+    """Mean nats a completion token, None without rows; within `packed_attention_on`."""
+    if not rows:
+        return None
+    model.eval()
+    total, count = 0.0, 0
+    for group in by_token_budget([len(row.ids) for row in rows], TOKENS_AT_A_TIME):
+        losses = completion_losses(model, [rows[i] for i in group])
+        total += losses.sum().item()
+        count += losses.numel()
+    return total / count
