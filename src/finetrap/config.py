@@ -127,7 +127,9 @@ class Study(Record):
         for reference in REFERENCE_ARMS:
             chosen = next((arm for arm in self.parsed_arms() if arm.name == reference), None)
             if chosen is None or chosen.method != reference:
-                raise StudyError(f"the arm '{reference}' has to be the method {reference}: others are compared with it.")
+                raise StudyError(
+                    f"the arm '{reference}' has to be the method {reference}: others are compared with it."
+                )
         models = [model.name for model in self.models]
         if len(set(models)) < len(models) or len(set(self.tasks)) < len(self.tasks):
             raise StudyError("a model or a task is named twice.")
@@ -149,9 +151,7 @@ class Study(Record):
     def parsed_arms(self) -> tuple[Arm, ...]:
         """The arms with complete settings; the study's own training settings stand in for those not given."""
         shared = {
-            key: value
-            for key in ("learning_rate", "epochs", "batch_size")
-            if (value := getattr(self, key)) is not None
+            key: value for key in ("learning_rate", "epochs", "batch_size") if (value := getattr(self, key)) is not None
         }
         arms = []
         for text in self.arms:

@@ -196,8 +196,11 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; a plain prompt gets the tokenizer's, once.
         ids: list[int] = self.tokenizer(text, add_special_tokens=not self.chat)["input_ids"]
-        while not self.chat and ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(
-            str(self.tokenizer.eos_token)
+        while (
+            not self.chat
+            and ids
+            and ids[-1] == self.tokenizer.eos_token_id
+            and not text.endswith(str(self.tokenizer.eos_token))
         ):
             ids = ids[:-1]
         return ids
@@ -205,7 +208,9 @@ class Encoder:
 
 def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:
     if tokenizer.eos_token_id is None:
-        raise StudyError("the model's tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json.")
+        raise StudyError(
+            "the model's tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json."
+        )
     return int(tokenizer.eos_token_id)
 
 

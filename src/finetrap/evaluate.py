@@ -36,7 +36,7 @@ def most_common_answer(train: Sequence[Example]) -> str:
 
 
 def evaluate(
-    loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked = Asked(), *, progress: Progress
+    loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked, *, progress: Progress
 ) -> list[ItemRow]:
     """Score every example, in order."""
     encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
@@ -150,9 +150,7 @@ def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
     return min(shared, min(map(len, sequences)) - 1)
 
 
-def _chosen(
-    example: Example, prompt: Prompt, completions: list[list[int]], values: tuple[float, ...]
-) -> ItemRow:
+def _chosen(example: Example, prompt: Prompt, completions: list[list[int]], values: tuple[float, ...]) -> ItemRow:
     # lm-evaluation-harness's acc_bytes: log-likelihood over the choice's UTF-8 bytes, without its leading space.
     per_byte = [value / len(choice.encode()) for value, choice in zip(values, example.choices, strict=True)]
     best = max(range(len(values)), key=lambda i: per_byte[i])

@@ -58,10 +58,7 @@ def find(spec: ModelSpec) -> Source:
         path = preset.gguf
     elif preset is not None or not path.exists():
         path, revision = _from_hub(spec)
-    if path.is_file():
-        record = _gguf_record(spec.name, path)
-    else:
-        record = _folder_record(spec.name, path)
+    record = _gguf_record(spec.name, path) if path.is_file() else _folder_record(spec.name, path)
     aligned = preset.aligned if preset else record.chat
     chat = aligned if spec.chat is None else spec.chat
     if chat and not record.chat:
@@ -194,7 +191,9 @@ def choose_device(name: str) -> str:
         return next(kind for kind, is_there in there.items() if is_there)
     kind, _, index = name.partition(":")
     if not there[kind] or (index and int(index) >= torch.cuda.device_count()):
-        raise StudyError(f"device '{name}' is not on this machine; there is: {', '.join(k for k, v in there.items() if v)}.")
+        raise StudyError(
+            f"device '{name}' is not on this machine; there is: {', '.join(k for k, v in there.items() if v)}."
+        )
     return name
 
 
@@ -227,7 +226,9 @@ def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
         model = load_weights(folder, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StudyError(f"model '{source.record.name}' cannot be loaded as a causal language model: {reason}") from error
+        raise StudyError(
+            f"model '{source.record.name}' cannot be loaded as a causal language model: {reason}"
+        ) from error
     return LoadedModel(source.record, model, tokenizer)
 
 

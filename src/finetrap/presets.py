@@ -168,7 +168,9 @@ def _fetch_from_hub(preset: Preset) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(preset.hub, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"])
+        folder = snapshot_download(
+            preset.hub, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+        )
     except Exception as error:
         # The hub's client raises a dozen unrelated types; each is an input that the user can mend.
         raise StudyError(f"could not download {preset.hub} from the Hub: {_first_line(error)}") from error

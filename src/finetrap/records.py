@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -202,13 +202,14 @@ class EvaluationRecord(Record):
     output_tokens: int
     environment: str
     """Digest of the environment; its text is in the study folder."""
+    finished: str
+    """UTC, ISO 8601."""
 
 
 class FailureRecord(Record):
     """A trial that failed. It has no score: it is not a zero."""
 
     trial: str
-    stage: str
     error: str
     traceback: str
 
@@ -244,4 +245,19 @@ class Environment(Record):
         return digest(self.model_dump(mode="json"))
 
 
-Settings = dict[str, Any]
+class Planned(Record):
+    """A trial and what its artifact is asked."""
+
+    trial: Trial
+    evaluations: tuple[Evaluation, ...]
+
+
+class Plan(Record):
+    """All that a study needs, resolved on this machine: what `status` and `report` compare the records with."""
+
+    command: str | None
+    """That started the study, where one did."""
+    environment: Environment
+    dropped_train_rows: dict[str, int]
+    """By task: train rows left out because they stand in test."""
+    planned: tuple[Planned, ...]

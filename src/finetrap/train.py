@@ -193,9 +193,7 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return step / rising if step <= rising else (steps - step + 1) / (steps - rising + 1)
 
 
-def _batches(
-    rows: Sequence[TrainingRow], batch_size: int, epochs: int, seed: int
-) -> Iterator[list[TrainingRow]]:
+def _batches(rows: Sequence[TrainingRow], batch_size: int, epochs: int, seed: int) -> Iterator[list[TrainingRow]]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(rows), generator=generator).tolist()

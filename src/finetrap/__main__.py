@@ -1,0 +1,5 @@
+"""python -m finetrap"""
+
+from finetrap.cli import entry
+
+entry()

@@ -1,0 +1,377 @@
+"""From records to results: every number is derived here, from the items' rows, and stored nowhere else."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from finetrap import stats
+from finetrap.config import Study
+from finetrap.recommend import recommend
+from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned
+from finetrap.results import (
+    ArmCost,
+    ArmResult,
+    Artifact,
+    Comparison,
+    Failure,
+    OutOfDistribution,
+    Recommendation,
+    Results,
+    Retention,
+    RetentionTask,
+    Verdict,
+    VersusZeroShot,
+)
+from finetrap.store import Store
+from finetrap.task import get_task
+
+ALPHA = 0.05
+TRUNCATED_WARNING = 0.05
+"""Share of truncated answers from which a table says so."""
+
+
+class _Cell:
+    """The done trials of one arm on one model and task, and their rows."""
+
+    def __init__(self, planned: Sequence[Planned], store: Store) -> None:
+        self.store = store
+        self.planned = [p for p in planned if store.evaluation(p.trial, _target(p)) is not None]
+        self.trial = planned[0].trial
+        self.target = [store.rows(p.trial, _target(p)) for p in self.planned]
+
+    @property
+    def first(self) -> list[ItemRow]:
+        """Target rows of the first seed."""
+        return self.target[0]
+
+    def rows_of(self, purpose: str) -> dict[str, list[ItemRow]]:
+        """By task, the first seed's rows of evaluations that are done."""
+        first = self.planned[0]
+        return {
+            e.task: self.store.rows(first.trial, e)
+            for e in first.evaluations
+            if e.purpose == purpose and self.store.evaluation(first.trial, e) is not None
+        }
+
+
+def _target(planned: Planned) -> Evaluation:
+    return next(e for e in planned.evaluations if e.purpose == "target")
+
+
+def _scores(rows: Sequence[ItemRow], rule: str = "correct") -> stats.Scores:
+    return np.array([float(bool(getattr(row, rule))) for row in rows])
+
+
+def build_results(study: Study, plan: Plan, store: Store) -> Results:
+    """Derive everything from the records that are there."""
+    arms: list[ArmResult] = []
+    comparisons: list[Comparison] = []
+    recommendations: list[Recommendation] = []
+    for model, task in dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned):
+        cells: dict[str, list[Planned]] = {}
+        for planned in plan.planned:
+            if (planned.trial.model.label, planned.trial.task) == (model, task):
+                cells.setdefault(planned.trial.arm, []).append(planned)
+        done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store)).planned}
+        if not done:
+            continue
+        group = _arm_results(study, done)
+        scores = {arm: _scores(cell.first) for arm, cell in done.items()}
+        arms.extend(group)
+        comparisons.extend(_comparisons(model, task, scores))
+        recommendations.append(recommend(model, task, group, scores, margin=study.margin))
+    failures = tuple(
+        Failure(trial=p.trial.folder, error=failure.error)
+        for p in plan.planned
+        if (failure := store.failure(p.trial)) is not None
+    )
+    records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
+    environments = {r.environment for r in records}
+    return Results(
+        study={
+            "name": study.name,
+            "protocol": PROTOCOL,
+            "settings": study.model_dump(mode="json"),
+            "command": plan.command,
+            "finished": max((r.finished for r in records), default=None),
+            "dropped_train_rows": plan.dropped_train_rows,
+            "trials_planned": len(plan.planned),
+            "trials_done": sum(all(store.evaluation(p.trial, e) for e in p.evaluations) for p in plan.planned),
+        },
+        environment=plan.environment,
+        arms=tuple(arms),
+        comparisons=tuple(comparisons),
+        recommendations=tuple(recommendations),
+        failures=failures,
+        warnings=tuple(_warnings(arms, plan, environments)),
+    )
+
+
+def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> list[str]:
+    warnings = []
+    for task, count in plan.dropped_train_rows.items():
+        if count:
+            warnings.append(f"{task}: {count} train rows stand in test; they were left out of train.")
+    for arm in arms:
+        if arm.truncated_rate > TRUNCATED_WARNING:
+            warnings.append(
+                f"{arm.arm} on {arm.task}: the limit of new tokens cut off {arm.truncated_rate:.0%} of its answers."
+            )
+        if arm.diverged_seeds:
+            warnings.append(
+                f"{arm.arm} on {arm.task}: training diverged with seeds {list(arm.diverged_seeds)}; "
+                f"scored at the best validation checkpoint."
+            )
+    if len(environments) > 1:
+        warnings.append(
+            "the records come from more than one environment (versions or hardware); small differences may be theirs."
+        )
+    return warnings
+
+
+def _arm_results(study: Study, cells: dict[str, _Cell]) -> list[ArmResult]:
+    versus = _versus_zero_shot(study, cells)
+    reference = cells.get("zero_shot")
+    compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
+    return [_arm_result(study, cell, reference, versus.get(arm), compared) for arm, cell in cells.items()]
+
+
+def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, VersusZeroShot]:
+    """The corrected family of a model and task: every arm but the trivial one against zero-shot."""
+    if "zero_shot" not in cells:
+        return {}
+    zero = cells["zero_shot"]
+    family = {arm: cell for arm, cell in cells.items() if arm not in ("constant", "zero_shot")}
+    pairs = {arm: stats.discordant(_scores(cell.first), _scores(zero.first)) for arm, cell in family.items()}
+    p_values = [stats.paired_p(*pairs[arm]) for arm in family]
+    adjusted = dict(zip(family, stats.holm(p_values), strict=True))
+    results = {}
+    for arm, cell in family.items():
+        artifact = _artifact(cell.first, zero.first, adjusted[arm], len(family))
+        constant = cells.get("constant")
+        verdict = _verdict(study, artifact, cell, zero, constant, len(family))
+        results[arm] = VersusZeroShot(verdict=verdict, margin=study.margin, artifact=artifact)
+    return results
+
+
+def _artifact(rows: Sequence[ItemRow], zero: Sequence[ItemRow], p_adjusted: float | None, family: int) -> Artifact:
+    a, b = _scores(rows), _scores(zero)
+    only_a, only_b = stats.discordant(a, b)
+    p = stats.paired_p(only_a, only_b)
+    simultaneous = ALPHA / max(1, family)
+    adjusted = stats.tango(only_a, only_b, len(a), alpha=simultaneous)
+    if p_adjusted is not None and p_adjusted < ALPHA and adjusted.low <= 0 <= adjusted.high:
+        # Holm claims signs, not sizes: where it rejects and the simultaneous interval holds 0, its near end is 0.
+        adjusted = stats.Interval(0.0, adjusted.high) if only_a > only_b else stats.Interval(adjusted.low, 0.0)
+    return Artifact(
+        delta=(only_a - only_b) / len(a),
+        ci95=tuple(stats.tango(only_a, only_b, len(a), alpha=ALPHA)),
+        ci95_adjusted=tuple(adjusted),
+        p=p,
+        p_adjusted=p if p_adjusted is None else p_adjusted,
+        mde=stats.minimum_detectable_effect(a - b, alpha=simultaneous),
+    )
+
+
+def _verdict(
+    study: Study, artifact: Artifact, cell: _Cell, zero: _Cell, constant: _Cell | None, family: int
+) -> Verdict:
+    arm, reference = _scores(cell.first), _scores(zero.first)
+    trivial = _scores(constant.first) if constant is not None else np.zeros_like(reference)
+    zero_is_above = stats.beats(reference, trivial)
+    if not zero_is_above and not stats.beats(arm, trivial):
+        return "floor"
+    if artifact.p_adjusted < ALPHA:
+        if artifact.delta < 0 and not zero_is_above:
+            return "floor"
+        if not _same_sign_by_every_rule(cell.first, zero.first, artifact.delta):
+            return "format_only"
+        return "gain" if artifact.delta > 0 else "harm"
+    only_a, only_b = stats.discordant(arm, reference)
+    within = stats.tango(only_a, only_b, len(arm), alpha=2 * ALPHA / family)
+    if -study.margin < within.low and within.high < study.margin:
+        return "no_difference"
+    return "ceiling" if 1 - reference.mean() < artifact.mde else "undecided"
+
+
+def _same_sign_by_every_rule(rows: Sequence[ItemRow], zero: Sequence[ItemRow], delta: float) -> bool:
+    """A difference in generated answers has to be there strictly and anywhere too, else a format was learned."""
+    if rows[0].strict is None:
+        return True
+    rules = ("strict", "anywhere")
+    return all(float((_scores(rows, r) - _scores(zero, r)).sum()) * delta > 0 for r in rules)
+
+
+def _arm_result(
+    study: Study, cell: _Cell, reference: _Cell | None, versus: VersusZeroShot | None, compared: int
+) -> ArmResult:
+    trial, every = cell.trial, [row for rows in cell.target for row in rows]
+    accuracy = float(np.mean([row.correct for row in every]))
+    counts = Counter(row.outcome for row in every if row.outcome is not None)
+    trainings = {p.trial.seed: r for p in cell.planned if (r := cell.store.training(p.trial)) is not None}
+    generates = every[0].strict is not None
+    return ArmResult(
+        arm=trial.arm,
+        method=trial.method,
+        model=trial.model.label,
+        params=trial.model.parameters,
+        task=trial.task,
+        hyperparameters=trial.settings,
+        seeds=tuple(p.trial.seed for p in cell.planned),
+        n_test=len(cell.first),
+        accuracy=accuracy,
+        ci95=tuple(stats.wilson(accuracy, len(cell.first))),
+        accuracy_strict=float(np.mean([row.strict for row in every])) if generates else None,
+        accuracy_raw=None if generates else float(np.mean([row.raw for row in every])),
+        format_rate=float(np.mean([row.formatted for row in every])) if generates else None,
+        vs_zero_shot=versus,
+        retention=_retention(study, cell, reference, compared),
+        out_of_distribution=tuple(_out_of_distribution(cell, reference)),
+        cost=_cost(cell),
+        outcomes={outcome: counts[outcome] for outcome in sorted(counts)},
+        truncated_rate=float(np.mean([row.truncated for row in every])),
+        diverged_seeds=tuple(seed for seed, record in trainings.items() if record.outcome == "diverged"),
+        shots={str(p.trial.seed): _target(p).shots for p in cell.planned if _target(p).shots},
+    )
+
+
+def _cost(cell: _Cell) -> ArmCost:
+    evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
+    trainings = [t for p in cell.planned if (t := cell.store.training(p.trial)) is not None]
+    n = len(cell.first)
+    return ArmCost(
+        trainable_params=max((t.trainable_parameters for t in trainings), default=0),
+        train_tokens=round(_mean([t.train_tokens for t in trainings])),
+        train_seconds=_mean([t.train_seconds for t in trainings]),
+        eval_seconds=_mean([e.eval_seconds for e in evaluations]),
+        tokens_per_second=_mean([t.tokens_per_second for t in trainings]) if trainings else None,
+        peak_memory_bytes=max([r.peak_memory_bytes for r in [*evaluations, *trainings]]),
+        artifact_bytes=max((t.artifact_bytes for t in trainings), default=0),
+        prompt_tokens_per_query=_mean([e.prompt_tokens / n for e in evaluations]),
+        output_tokens_per_query=_mean([e.output_tokens / n for e in evaluations]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int) -> Retention | None:
+    """Retention of an arm against the untouched model; one that only prompts has it unchanged, by construction."""
+    if reference is None or cell.trial.method == "constant":
+        return None
+    before = reference.rows_of("retention")
+    prompts_only = cell.trial.method in ("zero_shot", "few_shot")
+    after = before if prompts_only else cell.rows_of("retention")
+    if not before or set(after) != set(before):
+        return None
+    tasks: dict[str, RetentionTask] = {}
+    differences: list[stats.Scores] = []
+    scales: list[float] = []
+    normalised: list[float] = []
+    text: list[tuple[ItemRow, ItemRow]] = []
+    for name, rows in after.items():
+        if get_task(name).kind == "text":
+            text.extend(zip(rows, before[name], strict=True))
+            continue
+        a, b = _scores(rows), _scores(before[name])
+        interval = stats.Interval(0.0, 0.0) if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
+        tasks[name] = RetentionTask(score=float(a.mean()), delta=float((a - b).mean()), ci95=tuple(interval))
+        chance = float(np.mean([1 / len(row.loglikelihoods) for row in rows])) if rows[0].loglikelihoods else 0.0
+        if stats.wilson(float(b.mean()), len(b)).low > chance:
+            differences.append(a - b)
+            scales.append(1 / (1 - chance))
+            normalised.append((float(a.mean()) - chance) / (1 - chance))
+    delta = _mean([float(d.mean()) * s for d, s in zip(differences, scales, strict=True)]) if differences else None
+    alpha = ALPHA / max(1, compared)
+    interval = _mean_interval(differences, scales, ALPHA, prompts_only)
+    bits, bits_delta, bits_interval = _bits(text, ALPHA)
+    _, _, bits_adjusted = _bits(text, alpha)
+    return Retention(
+        mean=_mean(normalised) if differences else None,
+        delta=delta,
+        ci95=interval,
+        verdict="no_difference"
+        if prompts_only
+        else _retention_verdict(study, _mean_interval(differences, scales, alpha, prompts_only), bits_adjusted),
+        bits_per_byte=bits,
+        bits_per_byte_delta=bits_delta,
+        bits_per_byte_ci95=bits_interval,
+        tasks=tasks,
+    )
+
+
+def _mean_interval(
+    differences: Sequence[stats.Scores], scales: Sequence[float], alpha: float, unchanged: bool
+) -> tuple[float, float] | None:
+    if not differences:
+        return None
+    return (0.0, 0.0) if unchanged else tuple(stats.mean_interval(differences, scales, alpha=alpha))
+
+
+def _bits(
+    text: Sequence[tuple[ItemRow, ItemRow]], alpha: float
+) -> tuple[float | None, float | None, tuple[float, float] | None]:
+    """Bits per byte after, its difference to before, and the difference's interval over texts."""
+    if not text:
+        return None, None, None
+    after = np.array([row.bits or 0.0 for row, _ in text])
+    before = np.array([row.bits or 0.0 for _, row in text])
+    lengths = np.array([float(row.bytes or 0) for row, _ in text])
+    interval = stats.ratio_interval(after - before, lengths, alpha=alpha)
+    total = float(lengths.sum())
+    return float(after.sum()) / total, float((after - before).sum()) / total, tuple(interval)
+
+
+def _retention_verdict(study: Study, accuracy: tuple[float, float] | None, bits: tuple[float, float] | None) -> Verdict:
+    """Intervals here are simultaneous over the arms: retention is a family of its own."""
+    tolerance, bits_tolerance = study.forgetting_tolerance, study.bits_per_byte_tolerance
+    if (accuracy is not None and accuracy[1] < -tolerance) or (bits is not None and bits[0] > bits_tolerance):
+        return "harm"
+    if (accuracy is None or accuracy[0] > -tolerance) and (bits is None or bits[1] < bits_tolerance):
+        return "no_difference"
+    return "undecided"
+
+
+def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDistribution]:
+    before = reference.rows_of("out_of_distribution") if reference is not None and reference is not cell else {}
+    results = []
+    for name, rows in cell.rows_of("out_of_distribution").items():
+        accuracy = float(_scores(rows).mean())
+        results.append(
+            OutOfDistribution(
+                task=name,
+                n_test=len(rows),
+                accuracy=accuracy,
+                ci95=tuple(stats.wilson(accuracy, len(rows))),
+                vs_zero_shot=_artifact(rows, before[name], None, 1) if name in before else None,
+            )
+        )
+    return results
+
+
+def _comparisons(model: str, task: str, scores: dict[str, stats.Scores]) -> list[Comparison]:
+    """Pairs of arms other than the references, exploratory."""
+    names = [arm for arm in scores if arm not in ("constant", "zero_shot")]
+    comparisons = []
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            only_a, only_b = stats.discordant(scores[a], scores[b])
+            p = stats.paired_p(only_a, only_b)
+            sign: Literal["gain", "harm"] = "gain" if only_a > only_b else "harm"
+            comparisons.append(
+                Comparison(
+                    model=model,
+                    task=task,
+                    a=a,
+                    b=b,
+                    delta=(only_a - only_b) / len(scores[a]),
+                    ci95=tuple(stats.tango(only_a, only_b, len(scores[a]))),
+                    p=p,
+                    p_adjusted=None,
+                    verdict=sign if p < ALPHA else "undecided",
+                )
+            )
+    return comparisons

@@ -1,0 +1,352 @@
+"""The commands. No logic: each turns words into a study, runs it, and prints what comes back."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from finetrap import __version__
+from finetrap.errors import StudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finetrap.config import Study
+    from finetrap.results import Results
+
+app = typer.Typer(
+    name="finetrap",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="How to adapt a small language model to your task, answered with evidence.",
+)
+models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="Models known by name.")
+app.add_typer(models_app, name="models")
+
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        help="METHOD, METHOD:setting=value, NAME=METHOD:... or NAME=PATH of a checkpoint of yours; again for more. "
+        "`default` is the six. constant and zero_shot are always there.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the records. Default: finetrap-NAME here.")]
+LimitTrain = Annotated[int | None, typer.Option(help="Training examples at most.")]
+LimitTest = Annotated[int | None, typer.Option(help="Test examples at most; raising it keeps what is trained.")]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds.", min=1)]
+LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DTypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Precision of compute and of stored weights.")
+]
+KeepOption = Annotated[
+    Literal["none", "best", "all"] | None,
+    typer.Option(help="Weights to keep; best: adapters, and the recommended full model."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """How to adapt a small language model to your task, answered with evidence."""
+    if version:
+        typer.echo(f"finetrap {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    device: Device = None,
+    dtype: DTypeOption = None,
+    dry_run: DryRun = False,
+    retry_failed: Retry = False,
+    json: AsJson = False,
+) -> None:
+    """See the trap on a real model: six ways of adapting it, and a careless one.
+
+    Example: finetrap demo
+    """
+    from finetrap.config import load_study
+
+    overrides = _given(device=device, dtype=dtype)
+    with as_file(files("finetrap").joinpath("studies", "demo.yaml")) as path:
+        study = load_study(path, overrides)
+    _run(study, out, dry_run=dry_run, retry_failed=retry_failed, json=json)
+    if not dry_run and not json:
+        typer.echo(
+            "Next, your own model (a folder, a GGUF file, a Hub id or one of `finetrap models`):\n"
+            "  finetrap compare --model PATH --task arc_easy\n"
+            "or a fine-tune that you already have of this one: did it break it?\n"
+            "  finetrap compare --model smollm2-135m-instruct-q4 --task arc_easy --arm mine=PATH"
+        )
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Option(help="Preset, Hub id, local folder or GGUF file.")],
+    task: Annotated[str, typer.Option(help="One of `finetrap tasks`.")],
+    arm: Arms = None,
+    out: Out = None,
+    limit_train: LimitTrain = None,
+    limit_test: LimitTest = None,
+    seeds: Seeds = None,
+    learning_rate: LearningRate = None,
+    epochs: Epochs = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Prompt through the chat template. Default: if aligned.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code of the model's repository.")
+    ] = False,
+    device: Device = None,
+    dtype: DTypeOption = None,
+    keep: KeepOption = None,
+    dry_run: DryRun = False,
+    retry_failed: Retry = False,
+    json: AsJson = False,
+) -> None:
+    """Compare ways of adapting one model to one task.
+
+    Example: finetrap compare --model smollm2-135m-instruct-q4 --task gsm8k --limit-train 256 --limit-test 200
+    """
+    from finetrap.config import make_study
+
+    spec = _given(name=model, revision=revision, chat=chat, trust_remote_code=trust_remote_code or None)
+    values = _given(
+        arms=arm or None,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        seeds=seeds,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        device=device,
+        dtype=dtype,
+        keep=keep,
+    )
+    name = f"{Path(model).name or model}-{task}"
+    study = make_study({"name": name[:100], "models": [spec], "tasks": [task], **values})
+    _run(study, out, dry_run=dry_run, retry_failed=retry_failed, json=json)
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
+    arm: Arms = None,
+    out: Out = None,
+    limit_train: LimitTrain = None,
+    limit_test: LimitTest = None,
+    seeds: Seeds = None,
+    learning_rate: LearningRate = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    dtype: DTypeOption = None,
+    keep: KeepOption = None,
+    dry_run: DryRun = False,
+    retry_failed: Retry = False,
+    json: AsJson = False,
+) -> None:
+    """Run a study file: models x tasks x arms x seeds. Options override the file.
+
+    Example: finetrap run study.yaml --limit-test 500
+    """
+    from finetrap.config import load_study
+
+    overrides = _given(
+        arms=arm or None,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        seeds=seeds,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        device=device,
+        dtype=dtype,
+        keep=keep,
+    )
+    _run(load_study(study_file, overrides), out, dry_run=dry_run, retry_failed=retry_failed, json=json)
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder that a study writes.")],
+    json: AsJson = False,
+) -> None:
+    """Say what of a study is done, running, failed and left.
+
+    Example: finetrap status finetrap-demo
+    """
+    from finetrap.status import status_of
+    from finetrap.store import Store
+
+    state = status_of(Store.existing(folder))
+    typer.echo(state.model_dump_json(indent=1) if json else state.text())
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder that a study wrote.")],
+    json: AsJson = False,
+) -> None:
+    """Derive results.json and report.md from the records again, and print the table.
+
+    Example: finetrap report finetrap-demo
+    """
+    from finetrap.store import Store
+    from finetrap.study import answer
+
+    store = Store.existing(folder)
+    _show(answer(store.study(), store), folder, json=json)
+
+
+@app.command()
+def methods(json: AsJson = False) -> None:
+    """List the ways of adapting a model, with their settings.
+
+    Example: finetrap methods
+    """
+    from finetrap.listing import method_rows
+
+    _list(method_rows(), json=json)
+
+
+@app.command()
+def tasks(json: AsJson = False) -> None:
+    """List the tasks.
+
+    Example: finetrap tasks
+    """
+    from finetrap.listing import task_rows
+
+    _list(task_rows(), json=json)
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, json: AsJson = False) -> None:
+    """List the models known by name, and which are on this machine.
+
+    Example: finetrap models
+    """
+    if context.invoked_subcommand is None:
+        from finetrap.listing import model_rows
+
+        _list(model_rows(), json=json)
+
+
+@models_app.command("get")
+def models_get(name: Annotated[str, typer.Argument(help="One of `finetrap models`.")]) -> None:
+    """Bring a model's weights onto this machine.
+
+    Example: finetrap models get smollm2-135m-instruct-q4
+    """
+    from finetrap.presets import fetch
+
+    typer.echo(f"{name} is at {fetch(name)}")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    # A pipe or a file has no width of its own; rich would fold the table at 80 columns.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 150)
+
+
+def _list(rows: list[dict[str, str]], *, json: bool) -> None:
+    if json:
+        import json as json_module
+
+        typer.echo(json_module.dumps(rows, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    _console().print(table, markup=False)
+
+
+def _run(study: "Study", out: Path | None, *, dry_run: bool, retry_failed: bool, json: bool) -> None:
+    folder = out or study.default_folder()
+    command = shlex.join(["finetrap", *sys.argv[1:]])
+    if dry_run:
+        from finetrap.listing import dry_run_text
+        from finetrap.study import estimates, prepare
+
+        typer.echo(dry_run_text(estimates(study, prepare(study, folder)), folder))
+        return
+    from finetrap.progress import TerminalReporter
+    from finetrap.study import run as run_study
+
+    # Progress goes to stderr, so that what is printed can be piped.
+    reporter = TerminalReporter(_console(stderr=True))
+    try:
+        results = run_study(study, folder, reporter=reporter, command=command, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        kept = "What is finished is kept" if (folder / "plan.json").is_file() else "Nothing was started"
+        typer.echo(f"\ninterrupted. {kept} in {folder}; the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    _show(results, folder, json=json)
+    if results.failures:
+        typer.echo(
+            f"{len(results.failures)} trials failed (failure.json in their folders under {folder}/trials says where); "
+            f"the same command with --retry-failed tries them again.",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+def _show(results: "Results", folder: Path, *, json: bool) -> None:
+    if json:
+        typer.echo(results.to_json())
+        return
+    from finetrap.listing import where_to_find
+    from finetrap.table import render
+
+    _console().print(render(results))
+    typer.echo(where_to_find(results, folder))
+
+
+def entry() -> None:
+    """The console script: a StudyError is one line and exit code 2, an interrupt 130."""
+    sys.exit(call(app))
+
+
+def call(command: Callable[..., object], arguments: list[str] | None = None) -> int:
+    """Run the command line on some arguments; returns its exit code."""
+    try:
+        result = command(args=arguments, standalone_mode=False)
+    except StudyError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("interrupted.", err=True)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # typer carries its own copy of click's exceptions; both show themselves and know their exit code.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return result if isinstance(result, int) else 0

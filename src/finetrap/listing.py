@@ -1,0 +1,109 @@
+"""Lists that commands print: models, methods, tasks, what a study would take, where its answer lies."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetrap.method import default_settings, is_trained, method
+from finetrap.plan import Estimate
+from finetrap.presets import PRESETS, here
+from finetrap.records import Planned
+from finetrap.results import Results
+from finetrap.store import Store
+from finetrap.task import get_task, task
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0]
+
+
+def method_rows() -> list[dict[str, str]]:
+    """Every method."""
+    return [
+        {
+            "method": name,
+            "trains": "yes" if is_trained(name) else "no",
+            "what": _first_line(method[name].__doc__),
+            "settings": ", ".join(
+                key if value is inspect.Parameter.empty else f"{key}={value}"
+                for key, value in default_settings(name).items()
+            ),
+        }
+        for name in method.names()
+    ]
+
+
+def task_rows() -> list[dict[str, str]]:
+    """Every task."""
+    chosen = [get_task(name) for name in task.names()]
+    return [
+        {"task": t.name, "splits": ", ".join(t.splits), "scored": t.kind, "licence": t.license, "what": t.summary}
+        for t in chosen
+    ]
+
+
+def model_rows() -> list[dict[str, str]]:
+    """Every preset."""
+    return [
+        {
+            "model": preset.name,
+            "parameters": f"{preset.parameters / 1e6:.0f}M",
+            "start": f"GGUF {preset.quantisation}" if preset.quantisation else "full precision",
+            "aligned": "yes" if preset.aligned else "no",
+            "paper names it": "yes" if preset.named_by_paper else "no",
+            "licence": preset.license,
+            "here": "yes" if here(preset) else f"no: finetrap models get {preset.name}",
+        }
+        for preset in PRESETS.values()
+    ]
+
+
+def dry_run_text(estimates: Sequence[tuple[Planned, Estimate]], folder: Path) -> str:
+    """Trials, time and disk of a study."""
+    lines = []
+    for planned, left in estimates:
+        trial = planned.trial
+        state = _time(left.seconds) if left.seconds else "done"
+        asked = ", ".join(f"{e.task} ({e.n})" for e in planned.evaluations)
+        lines.append(f"{trial.arm:<16} seed {trial.seed}  {trial.task:<10} {state:>10}  evaluated on {asked}")
+    seconds = sum(left.seconds for _, left in estimates)
+    disk = sum(left.disk_bytes for _, left in estimates)
+    lines.append(
+        f"{len(estimates)} trials, roughly {_time(seconds)} and {disk / 2**20:,.0f} MiB in {folder}; nothing was run."
+    )
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def where_to_find(results: Results, folder: Path) -> str:
+    """Where report and recommended weights lie, and the Python that loads them."""
+    lines = [f"Report: {folder / 'report.md'}   Numbers: {folder / 'results.json'}"]
+    store = Store(folder)
+    for recommendation in results.recommendations:
+        arm = recommendation.leader if recommendation.method == "undecided" else recommendation.method
+        for planned in store.plan().planned:
+            trial = planned.trial
+            artifact = store.artifact(trial)
+            if (trial.model.label, trial.task, trial.arm) == (
+                recommendation.model,
+                recommendation.task,
+                arm,
+            ) and artifact:
+                adapter = (artifact / "adapter_config.json").is_file()
+                library, kind = (
+                    ("peft", "AutoPeftModelForCausalLM") if adapter else ("transformers", "AutoModelForCausalLM")
+                )
+                lines += [
+                    f"The weights of '{arm}' are in {artifact}. To load them:",
+                    f"  from {library} import {kind}",
+                    f"  model = {kind}.from_pretrained({str(artifact.resolve())!r})",
+                ]
+                if adapter:
+                    lines.append("  model = model.merge_and_unload()")
+                break
+    return "\n".join(lines)

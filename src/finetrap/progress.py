@@ -1,0 +1,83 @@
+"""What a person sees while a study runs: bars in a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Reporter:
+    """Says nothing."""
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+
+    @contextmanager
+    def trials(self, total: int) -> Iterator[None]:
+        """Around all trials."""
+        yield
+
+    @contextmanager
+    def trial(self, name: str) -> Iterator[None]:
+        """Around one trial."""
+        yield
+
+    def stage(self, what: str, total: int) -> None:
+        """A part of a trial begins: training or an evaluation, of `total` steps or items."""
+
+    def advance(self, done: int, note: str = "") -> None:
+        """The part went on by `done`."""
+
+
+class TerminalReporter(Reporter):
+    """Bars where the console is a terminal, a line a trial where it is not."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: Progress | None = None
+        self._trials: TaskID | None = None
+        self._stage: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def trials(self, total: int) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bars:
+            self._bars = bars
+            self._trials = bars.add_task("trials", total=total)
+            try:
+                yield
+            finally:
+                self._bars = self._trials = self._stage = None
+
+    @contextmanager
+    def trial(self, name: str) -> Iterator[None]:
+        if self._bars is not None and self._trials is not None:
+            self._bars.update(self._trials, description=name)
+        yield
+        if self._bars is not None and self._trials is not None:
+            self._bars.advance(self._trials)
+
+    def stage(self, what: str, total: int) -> None:
+        if self._bars is not None:
+            if self._stage is not None:
+                self._bars.remove_task(self._stage)
+            self._stage = self._bars.add_task(f"  {what}", total=total)
+
+    def advance(self, done: int, note: str = "") -> None:
+        if self._bars is not None and self._stage is not None:
+            self._bars.advance(self._stage, done)

@@ -1,0 +1,221 @@
+"""The study's machine-readable answer: what results.json holds.
+
+All scores, rates and differences are fractions. A delta is adapted minus untouched. What this version does not
+compute is null.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from finetrap.records import Environment, Record
+from finetrap.scoring import Outcome
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "finetrap/results/1"
+
+Verdict = Literal["gain", "harm", "no_difference", "format_only", "undecided", "floor", "ceiling"]
+
+
+class Artifact(Record):
+    """One checkpoint (the first seed's) against the untouched model: variance over items only."""
+
+    delta: float
+    ci95: tuple[float, float]
+    """Tango's score interval."""
+    ci95_adjusted: tuple[float, float]
+    """The same, simultaneous over all arms of the model and task."""
+    p: float
+    """McNemar, the larger of mid-p and score."""
+    p_adjusted: float
+    """Holm's, within the model and task."""
+    mde: float
+    """Minimum detectable effect: found significant four times in five."""
+
+
+class VersusZeroShot(Record):
+    """The difference to the untouched model with the same prompt."""
+
+    verdict: Verdict
+    margin: float
+    """Differences below it would not change the choice."""
+    artifact: Artifact
+    recipe: None = None
+    """Over seeds: not computed in this version."""
+
+
+class RetentionTask(Record):
+    """A general task, before and after."""
+
+    score: float
+    delta: float
+    ci95: tuple[float, float]
+
+
+class Retention(Record):
+    """What is left of general abilities."""
+
+    mean: float | None
+    """Over the tasks where the untouched model is above chance, chance at 0 and all right at 1."""
+    delta: float | None
+    ci95: tuple[float, float] | None
+    verdict: Verdict
+    """`harm`: forgetting beyond the tolerance is shown; `no_difference`: it is ruled out; else `undecided`."""
+    bits_per_byte: float | None
+    bits_per_byte_delta: float | None
+    """Worse is positive."""
+    bits_per_byte_ci95: tuple[float, float] | None = None
+    kl: None = None
+    """Not computed in this version."""
+    tasks: dict[str, RetentionTask]
+
+
+class OutOfDistribution(Record):
+    """Another task that the arm was not trained for."""
+
+    task: str
+    n_test: int
+    accuracy: float
+    ci95: tuple[float, float]
+    vs_zero_shot: Artifact | None
+
+
+class ArmCost(Record):
+    """Of one seed, the mean over seeds."""
+
+    trainable_params: int
+    train_tokens: int
+    train_seconds: float
+    tune_seconds: None = None
+    """Not computed in this version: nothing is tuned."""
+    eval_seconds: float
+    """Of the target's test items."""
+    tokens_per_second: float | None
+    """In training."""
+    peak_memory_bytes: int
+    artifact_bytes: int
+    prompt_tokens_per_query: float
+    output_tokens_per_query: float
+
+
+class ArmResult(Record):
+    """An arm on a model and task."""
+
+    arm: str
+    method: str
+    model: str
+    """With the quantisation it started from."""
+    params: int
+    task: str
+    hyperparameters: dict[str, str | int | float]
+    seeds: tuple[int, ...]
+    """Those that are done."""
+    n_test: int
+    """Items, not items x seeds."""
+    accuracy: float
+    """By the rule that decides; mean over seeds."""
+    ci95: tuple[float, float]
+    """Wilson's, over items only."""
+    accuracy_strict: float | None
+    """In the stated format; null for multiple choice."""
+    accuracy_raw: float | None
+    """Multiple choice by log-likelihood that is not normalised by length; null for generation."""
+    format_rate: float | None
+    """Share of answers in the stated format; null for multiple choice."""
+    vs_zero_shot: VersusZeroShot | None
+    retention: Retention | None
+    """Null for the trivial arm, and where no retention task was asked for."""
+    out_of_distribution: tuple[OutOfDistribution, ...]
+    cost: ArmCost
+    outcomes: dict[Outcome, int]
+    """Items x seeds."""
+    truncated_rate: float
+    """Share of answers that the limit of new tokens ended, right ones included."""
+    diverged_seeds: tuple[int, ...] = ()
+    """Scored at their best validation checkpoint."""
+    shots: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By seed: ids of the solved examples in the prompt."""
+
+
+class Comparison(Record):
+    """A pair of arms, exploratory: outside the corrected family."""
+
+    model: str
+    task: str
+    a: str
+    b: str
+    delta: float
+    """Accuracy of a minus b, first seeds."""
+    ci95: tuple[float, float]
+    p: float
+    p_adjusted: float | None
+    verdict: Literal["gain", "harm", "undecided"]
+
+
+class Recommendation(Record):
+    """What to do with a model on a task."""
+
+    model: str
+    task: str
+    method: str
+    """The arm to take, or `undecided`, or `floor`."""
+    why: tuple[str, ...]
+    confidence: float | None
+    """That the arm loses at most `regret_upper` against the best, over items."""
+    regret_upper: float | None
+    """Of the recommended arm, or of the leader where undecided."""
+    next_step: str
+    leader: str | None = None
+    """The arm with the highest accuracy that was not dropped."""
+    dropped: dict[str, str] = Field(default_factory=dict)
+    """Arm to the reason why it is out."""
+
+
+class Failure(Record):
+    """A trial that failed; it has no score."""
+
+    trial: str
+    error: str
+
+
+class Results(Record):
+    """The answer of a study."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    study: dict[str, object]
+    environment: Environment
+    arms: tuple[ArmResult, ...]
+    comparisons: tuple[Comparison, ...]
+    recommendations: tuple[Recommendation, ...]
+    claims: tuple[()] = ()
+    """Not computed in this version."""
+    failures: tuple[Failure, ...]
+    warnings: tuple[str, ...]
+    """What a reader has to know before trusting a number."""
+
+    def to_json(self) -> str:
+        """What results.json holds."""
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema of results.json."""
+        return Results.model_json_schema(by_alias=True, mode="serialization")
+
+    def table(self) -> str:
+        """The table that the command line prints, as plain text."""
+        from finetrap.table import plain_table
+
+        return plain_table(self)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """One row an arm."""
+        import pandas
+
+        return pandas.json_normalize([arm.model_dump(mode="json") for arm in self.arms])
+
+    def recommend(self) -> tuple[Recommendation, ...]:
+        """One recommendation a model and task."""
+        return self.recommendations

@@ -1,0 +1,324 @@
+"""The study folder, which is the database. Nothing else writes records.
+
+    study.yaml  plan.json  looks.jsonl  results.json  report.md
+    trials/NAME--KEY/  spec.json  train_log.jsonl  training.json  artifact/  failure.json
+                       PURPOSE--TASK--KEY/  rows.jsonl.gz  result.json
+
+What is complete is told by the file that appears last and atomically: `training.json` of an artifact,
+`result.json` of an evaluation. Deleting a trial's folder runs it again, and nothing else.
+"""
+
+import errno
+import gzip
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from finetrap.config import Study, load_study
+from finetrap.errors import StudyError
+from finetrap.records import (
+    Environment,
+    Evaluation,
+    EvaluationRecord,
+    FailureRecord,
+    ItemRow,
+    Look,
+    Plan,
+    Record,
+    TrainingLogEntry,
+    TrainingRecord,
+    Trial,
+)
+
+R = TypeVar("R", bound=Record)
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Store:
+    """A study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def existing(cls, folder: Path) -> "Store":
+        """The store of a folder that a study wrote.
+
+        Raises:
+            StudyError: it is none.
+        """
+        if not folder.is_dir():
+            raise StudyError(f"there is no folder {folder}.")
+        if not (folder / "study.yaml").is_file():
+            raise StudyError(f"{folder} is not a study's folder (it has no study.yaml).")
+        return cls(folder)
+
+    # The study
+
+    def check(self, study: Study) -> None:
+        """Check that `study` may write here, without writing.
+
+        Raises:
+            StudyError: the folder belongs to another study or to something else, or is not writable.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StudyError(f"{self.folder} is a file; name a folder with --out.")
+        if (self.folder / "study.yaml").is_file():
+            other = self.study()
+            if _identity(other) != _identity(study):
+                raise StudyError(
+                    f"{self.folder} belongs to another study ('{other.name}': {_identity(other)}); "
+                    f"name another folder with --out."
+                )
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise StudyError(f"{self.folder} is not empty and no study's folder; name another with --out.")
+        nearest = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise StudyError(f"{self.folder} cannot be written to; name another folder with --out.")
+
+    def check_space(self, needed: int) -> None:
+        """Check that the disk holds `needed` bytes more.
+
+        Raises:
+            StudyError: it does not.
+        """
+        nearest = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        free = shutil.disk_usage(nearest).free
+        if needed > free:
+            raise StudyError(
+                f"the study needs about {needed / 2**20:,.0f} MiB in {self.folder}, and {free / 2**20:,.0f} MiB are "
+                f"free there; name a folder on another disk with --out, or --keep none."
+            )
+
+    @contextmanager
+    def open(self, study: Study) -> Iterator[None]:
+        """Hold the folder for one process, and write the study into it.
+
+        Raises:
+            StudyError: as `check`; another process holds it; the disk is full.
+        """
+        self.check(study)
+        with _disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise StudyError(
+                    f"another finetrap is writing to {self.folder}; wait for it, or name another."
+                ) from None
+            try:
+                settings = study.model_dump(mode="json", exclude_defaults=True)
+                self.write("study.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+                yield
+            finally:
+                lock.release()
+
+    def study(self) -> Study:
+        """The study that wrote the folder."""
+        return load_study(self.folder / "study.yaml")
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file of the folder atomically."""
+        return _write(self.folder / name, text)
+
+    def save_plan(self, plan: Plan) -> None:
+        """Write what the study needs, and the environment that runs it."""
+        self.write("plan.json", plan.model_dump_json(indent=1))
+        _write(self._environment_path(plan.environment.key), plan.environment.model_dump_json(indent=1))
+
+    def plan(self) -> Plan:
+        """What the study needs.
+
+        Raises:
+            StudyError: it was never planned.
+        """
+        path = self.folder / "plan.json"
+        if not path.is_file():
+            raise StudyError(f"the study in {self.folder} has not started; run it.")
+        return _read(Plan, path)
+
+    def environment(self, key: str) -> Environment:
+        """An environment that records name."""
+        return _read(Environment, self._environment_path(key))
+
+    def _environment_path(self, key: str) -> Path:
+        return self.folder / "environments" / f"{key[:12]}.json"
+
+    def log_look(self, trial: Trial, evaluation: Evaluation) -> None:
+        """Note that a test set is being read."""
+        look = Look(
+            time=now(),
+            trial=trial.folder,
+            task=evaluation.task,
+            n=evaluation.n,
+            evaluation=evaluation.key(trial.training_key),
+        )
+        with (self.folder / "looks.jsonl").open("a", encoding="utf-8") as file:
+            file.write(look.model_dump_json() + "\n")
+
+    # Trials
+
+    def trial_folder(self, trial: Trial) -> Path:
+        """Where a trial lies, found by its training key whatever its arm was called."""
+        trials = self.folder / "trials"
+        same = sorted(trials.glob(f"*--{trial.training_key[:12]}"))
+        return same[0] if same else trials / trial.folder
+
+    def artifact(self, trial: Trial) -> Path | None:
+        """The trained weights, if they are there whole."""
+        folder = self.trial_folder(trial) / "artifact"
+        return folder if self.training(trial) is not None and folder.is_dir() else None
+
+    def training(self, trial: Trial) -> TrainingRecord | None:
+        """What training came to, if it is done."""
+        path = self.trial_folder(trial) / "training.json"
+        return _read(TrainingRecord, path) if path.is_file() else None
+
+    def training_log(self, trial: Trial) -> list[TrainingLogEntry]:
+        """The steps of training."""
+        path = self.trial_folder(trial) / "train_log.jsonl"
+        if not path.is_file():
+            return []
+        return [TrainingLogEntry.model_validate_json(line) for line in path.read_text().splitlines()]
+
+    def begin(self, trial: Trial) -> Path:
+        """Make a trial's folder, with its spec; what failed before is forgotten."""
+        folder = self.trial_folder(trial)
+        (folder / "failure.json").unlink(missing_ok=True)
+        _write(folder / "spec.json", trial.model_dump_json(indent=1))
+        return folder
+
+    def save_artifact(self, trial: Trial, save: Callable[[Path], object]) -> Path:
+        """Keep trained weights: `save` writes them into the folder it is given."""
+        target = self.trial_folder(trial) / "artifact"
+        with _partial_folder(target) as part:
+            save(part)
+        return target
+
+    def save_training(self, trial: Trial, record: TrainingRecord, log: Sequence[TrainingLogEntry]) -> None:
+        """Say that training is done; comes after `save_artifact`."""
+        folder = self.trial_folder(trial)
+        _write(folder / "train_log.jsonl", "".join(entry.model_dump_json() + "\n" for entry in log))
+        _write(folder / "training.json", record.model_dump_json(indent=1))
+
+    def drop_weights(self, trial: Trial) -> None:
+        """Delete an artifact; its records stay."""
+        artifact = self.trial_folder(trial) / "artifact"
+        if artifact.is_dir():
+            shutil.rmtree(artifact)
+
+    def save_failure(self, trial: Trial, failure: FailureRecord) -> None:
+        """Say that a trial failed."""
+        _write(self.trial_folder(trial) / "failure.json", failure.model_dump_json(indent=1))
+
+    def failure(self, trial: Trial) -> FailureRecord | None:
+        """Why a trial failed, if it did."""
+        path = self.trial_folder(trial) / "failure.json"
+        return _read(FailureRecord, path) if path.is_file() else None
+
+    # Evaluations
+
+    def _evaluation_folder(self, trial: Trial, evaluation: Evaluation) -> Path:
+        return self.trial_folder(trial) / evaluation.folder(trial.training_key)
+
+    def evaluation(self, trial: Trial, evaluation: Evaluation) -> EvaluationRecord | None:
+        """What an evaluation cost, if it is done."""
+        path = self._evaluation_folder(trial, evaluation) / "result.json"
+        return _read(EvaluationRecord, path) if path.is_file() else None
+
+    def rows(self, trial: Trial, evaluation: Evaluation) -> list[ItemRow]:
+        """The items of an evaluation that is done, in order."""
+        path = self._evaluation_folder(trial, evaluation) / "rows.jsonl.gz"
+        try:
+            lines = gzip.decompress(path.read_bytes()).splitlines()
+            return [ItemRow.model_validate_json(line) for line in lines]
+        except (OSError, EOFError, ValidationError) as error:
+            raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
+
+    def save_evaluation(self, trial: Trial, record: EvaluationRecord, rows: Sequence[ItemRow]) -> None:
+        """Keep an evaluation: the rows, then the record that says it is done."""
+        folder = self._evaluation_folder(trial, record.evaluation)
+        text = "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows)
+        _write(folder / "rows.jsonl.gz", gzip.compress(text.encode(), mtime=0))
+        _write(folder / "result.json", record.model_dump_json(indent=1))
+
+
+def _identity(study: Study) -> str:
+    return f"{', '.join(model.name for model in study.models)} on {', '.join(study.tasks)}"
+
+
+def _read(kind: type[R], path: Path) -> R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StudyError(
+            f"{path} is damaged or of another version of finetrap ({type(error).__name__}); delete its folder, run again."
+        ) from error
+
+
+def _write(path: Path, content: str | bytes) -> Path:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        part.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error, or what it arose from, says that the disk is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # safetensors writes in Rust and wraps what the system said in an error of its own.
+    return error is not None and ("No space left on device" in str(error) or is_disk_error(error.__cause__))
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """A full or forbidden disk is for the user to mend, not a bug."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_error(error):
+            raise StudyError(
+                f"no space left on the disk of {folder}; what is finished is kept. Make room, then run the same again."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise StudyError(f"{folder} cannot be written to; name another folder with --out.") from error
+        raise

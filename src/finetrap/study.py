@@ -1,0 +1,196 @@
+"""Run a study: plan, execute what is missing, keep records, answer."""
+
+import gc
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from finetrap.answer import build_results
+from finetrap.config import Study
+from finetrap.errors import StudyError
+from finetrap.method import build, is_trained
+from finetrap.models import LoadedModel, Source, find
+from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, missing, plan
+from finetrap.progress import Reporter
+from finetrap.records import FailureRecord, Plan, Planned
+from finetrap.results import Results
+from finetrap.store import Store, is_disk_error
+
+
+class Prepared(NamedTuple):
+    """A study checked and planned; nothing is written yet."""
+
+    store: Store
+    sources: list[Source]
+    tasks: dict[str, TaskItems]
+    plan: Plan
+    device: str
+    dtype: str
+
+
+def prepare(study: Study, folder: Path, *, command: str | None = None) -> Prepared:
+    """Check everything that can be checked before the first byte is written.
+
+    Raises:
+        StudyError: the input is wrong.
+    """
+    store = Store(folder)
+    store.check(study)
+    sources = [find(spec) for spec in study.models]
+    tasks = load_tasks(study)
+
+    from finetrap.models import choose_device, choose_dtype
+    from finetrap.provenance import environment
+
+    device = choose_device(study.device)
+    dtype = str(choose_dtype(study.dtype, device)).removeprefix("torch.")
+    planned = plan(study, sources, tasks, dtype=dtype)
+    dropped = {name: len(items.splits.dropped) for name, items in tasks.items()}
+    resolved = Plan(
+        command=command,
+        environment=environment(device=device, dtype=dtype),
+        dropped_train_rows=dropped,
+        planned=tuple(planned),
+    )
+    return Prepared(store, sources, tasks, resolved, device, dtype)
+
+
+def estimates(study: Study, prepared: Prepared) -> list[tuple[Planned, Estimate]]:
+    """Every trial with what is left of it."""
+    flops = measured_flops(dtype=prepared.dtype, device=prepared.device)
+    return [
+        (planned, estimate(study, planned, prepared.tasks[planned.trial.task], prepared.store, flops))
+        for planned in prepared.plan.planned
+    ]
+
+
+def run(
+    study: Study,
+    folder: Path,
+    *,
+    reporter: Reporter | None = None,
+    command: str | None = None,
+    retry_failed: bool = False,
+) -> Results:
+    """Run all of a study that is missing in `folder`, then answer.
+
+    A trial that fails is recorded and the others go on. An interrupt loses the trial's current training or
+    evaluation and nothing else.
+
+    Raises:
+        StudyError: the input is wrong.
+    """
+    from finetrap.quiet import quiet_libraries
+
+    quiet_libraries()
+    reporter = reporter or Reporter()
+    prepared = prepare(study, folder, command=command)
+    store = prepared.store
+    disk = sum(left.disk_bytes for _, left in estimates(study, prepared))
+    store.check_space(disk)
+    with store.open(study):
+        store.save_plan(prepared.plan)
+        todo = [
+            planned
+            for planned in prepared.plan.planned
+            if missing(planned, store) and (retry_failed or store.failure(planned.trial) is None)
+        ]
+        reporter.say(_announcement(prepared, len(todo)))
+        with reporter.trials(len(todo)):
+            for source in prepared.sources:
+                _run_model(study, prepared, source, [p for p in todo if p.trial.model == source.record], reporter)
+        results = answer(study, store)
+        _drop_weights(study, prepared.plan, results, store)
+    return results
+
+
+def answer(study: Study, store: Store) -> Results:
+    """Derive the answer from the records, and write results.json and report.md."""
+    from finetrap.report import write_report
+
+    results = build_results(study, store.plan(), store)
+    store.write("results.json", results.to_json())
+    write_report(results, study, store)
+    return results
+
+
+def _announcement(prepared: Prepared, todo: int) -> str:
+    lines = []
+    for source in prepared.sources:
+        record = source.record
+        prompting = "its chat template" if record.chat else "plain text"
+        lines.append(
+            f"{record.label}: {record.parameters / 1e6:.0f}M parameters on {prepared.device} in {prepared.dtype}, "
+            f"prompted through {prompting} where it generates"
+        )
+    for name, items in prepared.tasks.items():
+        dropped = len(items.splits.dropped)
+        left_out = f" ({dropped} train rows that stand in test left out)" if dropped else ""
+        lines.append(f"{name}: {len(items.splits.train)} train, {len(items.splits.validation)} validation{left_out}")
+    total = len(prepared.plan.planned)
+    lines.append(f"{todo} of {total} trials to run in {prepared.store.folder}")
+    return "\n".join(lines)
+
+
+def _run_model(study: Study, prepared: Prepared, source: Source, todo: Sequence[Planned], reporter: Reporter) -> None:
+    if not todo:
+        return
+    from finetrap.cost import check_memory
+    from finetrap.models import choose_dtype, load
+
+    record = source.record
+    if any(is_trained(p.trial.method) and not build(p.trial.method, p.trial.settings).adapter for p in todo):
+        check_memory(record.parameters, dtype=prepared.dtype, device=prepared.device, name=record.name)
+    loaded = load(source, dtype=choose_dtype(study.dtype, prepared.device), device=prepared.device)
+    for planned in todo:
+        with reporter.trial(_title(planned)):
+            _run_one(study, prepared, planned, loaded, reporter)
+        gc.collect()
+
+
+def _title(planned: Planned) -> str:
+    trial = planned.trial
+    return f"{trial.arm} (seed {trial.seed}) on {trial.task}"
+
+
+def _run_one(study: Study, prepared: Prepared, planned: Planned, loaded: LoadedModel, reporter: Reporter) -> None:
+    from finetrap.trial import run_trial
+
+    store, trial = prepared.store, planned.trial
+    try:
+        run_trial(
+            planned,
+            study,
+            loaded=loaded,
+            items=prepared.tasks[trial.task],
+            store=store,
+            environment=prepared.plan.environment,
+            reporter=reporter,
+        )
+        reporter.say(f"done    {_title(planned)}")
+    except Exception as error:
+        if is_disk_error(error):
+            raise
+        # The one place where a trial's failure becomes a record: the other trials go on.
+        said = (str(error).strip() or "no message").splitlines()[0]
+        failure = FailureRecord(
+            trial=trial.folder,
+            error=said if isinstance(error, StudyError) else f"{type(error).__name__}: {said}",
+            traceback=traceback.format_exc(),
+        )
+        store.save_failure(trial, failure)
+        reporter.say(f"failed  {_title(planned)}: {failure.error}")
+
+
+def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) -> None:
+    """Keep of the weights what `keep` says."""
+    recommended = {(r.model, r.task, r.method) for r in results.recommendations}
+    for planned in resolved.planned:
+        trial = planned.trial
+        if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
+            continue
+        adapter = build(trial.method, trial.settings).adapter
+        best = (trial.model.label, trial.task, trial.arm) in recommended
+        if study.keep == "none" or not (adapter or best):
+            store.drop_weights(trial)

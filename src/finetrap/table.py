@@ -1,0 +1,148 @@
+"""Results as a table for a terminal or a page of Markdown: one set of columns for both."""
+
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from finetrap.results import ArmResult, Recommendation, Results
+
+COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
+
+WORDS = {
+    "gain": "gain",
+    "harm": "HARM",
+    "no_difference": "no difference",
+    "format_only": "format only",
+    "undecided": "undecided",
+    "floor": "floor",
+    "ceiling": "ceiling",
+}
+
+_STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
+
+
+def groups(results: Results) -> list[tuple[str, str, list[ArmResult], Recommendation]]:
+    """Arms and recommendation by model and task."""
+    return [
+        (r.model, r.task, [a for a in results.arms if (a.model, a.task) == (r.model, r.task)], r)
+        for r in results.recommendations
+    ]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.{digits}f}%"
+
+
+def points(value: float) -> str:
+    """A difference in points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def cells(arm: ArmResult) -> tuple[str, ...]:
+    """One row, in the order of `COLUMNS`."""
+    versus, retention, cost = arm.vs_zero_shot, arm.retention, arm.cost
+    low, high = arm.ci95
+    forgotten = retention is not None and retention.verdict == "harm"
+    kept = "-"
+    if retention is not None and retention.delta is not None:
+        kept = f"{points(retention.delta)}{' FORGETS' if forgotten else ''}"
+    bits = "-"
+    if retention is not None and retention.bits_per_byte is not None:
+        bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
+    return (
+        arm.arm,
+        f"{percent(arm.accuracy)} ({100 * low:.0f} to {100 * high:.0f})",
+        "-" if versus is None else f"{points(versus.artifact.delta)} [{_ends(versus.artifact.ci95_adjusted)}]",
+        {"constant": "trivial", "zero_shot": "reference"}.get(arm.arm, "-")
+        if versus is None
+        else WORDS[versus.verdict],
+        kept,
+        bits,
+        f"{cost.train_seconds:.0f} s, {_count(cost.trainable_params)}" if cost.trainable_params else "-",
+        f"{cost.prompt_tokens_per_query + cost.output_tokens_per_query:.0f}",
+    )
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return f"{points(interval[0])}, {points(interval[1])}"
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number / 1e3:.0f}k"
+
+
+def rule_of(arms: Sequence[ArmResult]) -> str:
+    """How the accuracy of these arms was decided."""
+    arm = arms[0]
+    if arm.accuracy_strict is None:
+        return "choice with the highest log-likelihood per byte"
+    return "stated answer, else last number"
+
+
+def legend(arms: Sequence[ArmResult]) -> str:
+    """What the columns mean."""
+    return (
+        f"Accuracy: {rule_of(arms)}, on {arms[0].n_test} test items. vs zero-shot: points, with the interval that "
+        f"holds for all arms at once. retention: change of general tasks in points, chance at 0. bits/byte: general text, "
+        f"lower is better, with its change. Verdicts are about these checkpoints (seed {arms[-1].seeds[0]}), not recipes."
+    )
+
+
+def render(results: Results) -> RenderableType:
+    """For a terminal."""
+    parts: list[RenderableType] = []
+    for model, task, arms, recommendation in groups(results):
+        table = Table(title=f"{task} with {model}", title_justify="left", title_style="bold", header_style="bold")
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column in ("arm", "verdict") else "right", overflow="fold")
+        for arm in arms:
+            row = [Text(cell) for cell in cells(arm)]
+            if arm.vs_zero_shot is not None:
+                row[3].stylize(_STYLES.get(arm.vs_zero_shot.verdict, ""))
+            if arm.retention is not None and arm.retention.verdict == "harm":
+                row[4].stylize("bold red")
+                row[5].stylize("bold red")
+            table.add_row(*row)
+        parts += [table, Text(legend(arms), style="dim"), Text()]
+        parts += [Text(headline(recommendation), style="bold"), *(Text(f"  {why}") for why in recommendation.why)]
+        parts += [Text(f"  Next: {recommendation.next_step}"), Text()]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in results.warnings]
+    parts += [Text(f"failed: {failure.trial}: {failure.error}", style="red") for failure in results.failures]
+    return Group(*parts)
+
+
+def headline(recommendation: Recommendation) -> str:
+    """The answer in one line."""
+    if recommendation.method == "floor":
+        return "Floor: this model cannot do this task in any of these ways."
+    if recommendation.method == "undecided":
+        leader = f" ('{recommendation.leader}' leads)" if recommendation.leader else ""
+        return f"Undecided{leader}."
+    return f"Take '{recommendation.method}'."
+
+
+def plain_table(results: Results) -> str:
+    """The same without colour, 150 characters wide."""
+    console = Console(width=150, no_color=True, file=StringIO())
+    with console.capture() as captured:
+        console.print(render(results))
+    return captured.get()
+
+
+def markdown_table(arms: Sequence[ArmResult]) -> str:
+    """For a page."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    lines += [f"| {' | '.join(escape(cell) for cell in cells(arm))} |" for arm in arms]
+    return "\n".join(lines)
+
+
+def escape(text: str) -> str:
+    """Text that stands as it is in Markdown, whatever a model or a data set wrote."""
+    text = " ".join(text.split()).replace("\\", "\\\\")
+    for character in "|`*_<>[]#&$~!":
+        text = text.replace(character, f"\\{character}")
+    return text

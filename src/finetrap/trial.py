@@ -1,0 +1,197 @@
+"""One trial: the one place where data, model, method, training and evaluation meet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from finetrap.attention import packed_attention_on
+from finetrap.config import Study
+from finetrap.cost import folder_bytes, measure
+from finetrap.data import Encoder, Splits, draw_shots
+from finetrap.errors import StudyError
+from finetrap.evaluate import Asked, evaluate, most_common_answer
+from finetrap.method import Method, build
+from finetrap.models import LoadedModel, load_weights
+from finetrap.plan import TaskItems, missing, test_items
+from finetrap.progress import Reporter
+from finetrap.records import Environment, Evaluation, EvaluationRecord, Planned, TrainingLogEntry, TrainingRecord, Trial
+from finetrap.store import Store, now
+from finetrap.task import Example, Task, get_task
+from finetrap.train import TrainingRow, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def run_trial(
+    planned: Planned,
+    study: Study,
+    *,
+    loaded: LoadedModel,
+    items: TaskItems,
+    store: Store,
+    environment: Environment,
+    reporter: Reporter,
+) -> None:
+    """Train what is to be trained, evaluate what is not evaluated, and keep the records."""
+    todo = missing(planned, store)
+    if not todo:
+        return
+    trial = planned.trial
+    store.begin(trial)
+    method = build(trial.method, trial.settings)
+    model = _adapted(trial, method, loaded, items, store, reporter)
+    adapted = replace(loaded, model=model)
+    for evaluation in todo:
+        task = get_task(evaluation.task)
+        asked = _asked(method, evaluation, items.splits, trial.seed)
+        _evaluate(trial, evaluation, task, asked, study, adapted, store, environment, reporter)
+
+
+def _asked(method: Method, evaluation: Evaluation, splits: Splits, seed: int) -> Asked:
+    if evaluation.purpose == "retention":
+        return Asked()
+    answer = most_common_answer(splits.train) if method.trivial else None
+    return Asked(draw_shots(splits, method.shots, seed), trivial=method.trivial, constant_answer=answer)
+
+
+def _evaluate(
+    trial: Trial,
+    evaluation: Evaluation,
+    task: Task,
+    asked: Asked,
+    study: Study,
+    adapted: LoadedModel,
+    store: Store,
+    environment: Environment,
+    reporter: Reporter,
+) -> None:
+    examples = test_items(study, task, evaluation.purpose).examples
+    store.log_look(trial, evaluation)
+    reporter.stage(f"{evaluation.purpose.replace('_', ' ')}: {task.name}", len(examples))
+    with measure(environment.device) as measured:
+        rows = evaluate(adapted, task, examples, asked, progress=reporter.advance)
+    record = EvaluationRecord(
+        evaluation=evaluation,
+        eval_seconds=measured.seconds,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        output_tokens=sum(row.output_tokens for row in rows),
+        environment=environment.key,
+        finished=now(),
+    )
+    store.save_evaluation(trial, record, rows)
+
+
+def _adapted(
+    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
+) -> "PreTrainedModel":
+    """The model to evaluate: untouched, the user's own, trained before, or trained now."""
+    if method.checkpoint is not None:
+        return load_checkpoint(method.checkpoint, loaded)
+    if method.training is None:
+        return loaded.model
+    artifact = store.artifact(trial)
+    if artifact is not None:
+        return load_checkpoint(artifact, loaded)
+    return _train(trial, method, loaded, items, store, reporter)
+
+
+def load_checkpoint(folder: Path, loaded: LoadedModel) -> "PreTrainedModel":
+    """A trained model out of a PEFT adapter for `loaded`, merged, or out of a whole model's folder.
+
+    Raises:
+        StudyError: it is neither, or does not fit the model.
+    """
+    from peft import PeftModel
+
+    dtype, device = loaded.model.dtype, str(loaded.model.device)
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
+        raise StudyError(f"{folder} is neither a PEFT adapter (adapter_config.json) nor a model (config.json).")
+    if not any(folder.glob("*.safetensors")):
+        raise StudyError(f"{folder} has no weights as safetensors; save them with safe_serialization.")
+    try:
+        if adapter:
+            wrapped = PeftModel.from_pretrained(loaded.copy().float(), str(folder), autocast_adapter_dtype=False)
+            return _merged(wrapped, dtype)
+        model = load_weights(folder, dtype=dtype, device=device)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(f"the checkpoint {folder} does not fit {loaded.record.name}: {reason}") from error
+    if model.get_input_embeddings().weight.shape[0] < len(loaded.tokenizer):
+        raise StudyError(f"the checkpoint {folder} has fewer tokens than {loaded.record.name}: it is of another model.")
+    return model
+
+
+def _merged(wrapped: torch.nn.Module, dtype: torch.dtype) -> "PreTrainedModel":
+    """The base with its adapter folded in: added in float32, rounded once to the precision it ships in."""
+    merged = cast("torch.nn.Module", wrapped.float().merge_and_unload())  # type: ignore[operator]
+    return cast("PreTrainedModel", merged.to(dtype).eval())
+
+
+def _train(
+    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
+) -> "PreTrainedModel":
+    assert method.training is not None
+    assert method.prepare is not None
+    encoder = Encoder(loaded.tokenizer, items.task, chat=loaded.record.chat)
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    rows, too_long = _rows(encoder, items.splits.train, limit)
+    validation, _ = _rows(encoder, items.splits.validation, limit)
+    if not rows:
+        raise StudyError(f"every training example of '{trial.task}' is longer than {limit} tokens.")
+
+    model = loaded.copy()
+    with torch.random.fork_rng():
+        torch.manual_seed(trial.seed)
+        wrapped = method.prepare(model)
+    steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs
+    reporter.stage("training", steps)
+
+    def progress(entry: TrainingLogEntry, _: int) -> None:
+        reporter.advance(1, f"loss {entry.loss:.3f}")
+
+    with measure(str(model.device)) as measured, packed_attention_on(model):
+        trained = train(
+            model,
+            rows,
+            validation,
+            training=method.training,
+            seed=trial.seed,
+            keep_float32=method.adapter,
+            progress=progress,
+        )
+
+    def save(folder: Path) -> None:
+        wrapped.save_pretrained(folder)  # type: ignore[operator]
+        if not method.adapter:
+            loaded.tokenizer.save_pretrained(folder)
+
+    artifact = store.save_artifact(trial, save)
+    record = TrainingRecord(
+        outcome=trained.outcome,
+        step=trained.step,
+        steps=trained.steps,
+        validation_loss_before=trained.validation_loss_before,
+        validation_loss=trained.validation_loss,
+        trainable_parameters=sum(p.numel() for p in wrapped.parameters() if p.requires_grad),
+        train_tokens=trained.tokens,
+        train_seconds=measured.seconds,
+        tokens_per_second=trained.tokens / measured.seconds,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        artifact_bytes=folder_bytes(artifact),
+        skipped_too_long=too_long,
+    )
+    store.save_training(trial, record, trained.log)
+    return _merged(wrapped, loaded.model.dtype) if method.adapter else model
+
+
+def _rows(encoder: Encoder, examples: Sequence[Example], limit: int) -> tuple[list[TrainingRow], int]:
+    rows = [TrainingRow(*encoder.training_row(example)) for example in examples]
+    kept = [row for row in rows if len(row.ids) <= limit]
+    return kept, len(rows) - len(kept)
