@@ -167,8 +167,8 @@ def _artifact(rows: Sequence[ItemRow], zero: Sequence[ItemRow], p_adjusted: floa
         adjusted = stats.Interval(0.0, adjusted.high) if only_a > only_b else stats.Interval(adjusted.low, 0.0)
     return Artifact(
         delta=(only_a - only_b) / len(a),
-        ci95=tuple(stats.tango(only_a, only_b, len(a), alpha=ALPHA)),
-        ci95_adjusted=tuple(adjusted),
+        ci95=stats.tango(only_a, only_b, len(a), alpha=ALPHA),
+        ci95_adjusted=adjusted,
         p=p,
         p_adjusted=p if p_adjusted is None else p_adjusted,
         mde=stats.minimum_detectable_effect(a - b, alpha=simultaneous),
@@ -222,7 +222,7 @@ def _arm_result(
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
-        ci95=tuple(stats.wilson(accuracy, len(cell.first))),
+        ci95=stats.wilson(accuracy, len(cell.first)),
         accuracy_strict=float(np.mean([row.strict for row in every])) if generates else None,
         accuracy_raw=None if generates else float(np.mean([row.raw for row in every])),
         format_rate=float(np.mean([row.formatted for row in every])) if generates else None,
@@ -247,7 +247,9 @@ def _cost(cell: _Cell) -> ArmCost:
         train_seconds=_mean([t.train_seconds for t in trainings]),
         eval_seconds=_mean([e.eval_seconds for e in evaluations]),
         tokens_per_second=_mean([t.tokens_per_second for t in trainings]) if trainings else None,
-        peak_memory_bytes=max([r.peak_memory_bytes for r in [*evaluations, *trainings]]),
+        peak_memory_bytes=max(
+            *(e.peak_memory_bytes for e in evaluations), *(t.peak_memory_bytes for t in trainings), 0
+        ),
         artifact_bytes=max((t.artifact_bytes for t in trainings), default=0),
         prompt_tokens_per_query=_mean([e.prompt_tokens / n for e in evaluations]),
         output_tokens_per_query=_mean([e.output_tokens / n for e in evaluations]),
@@ -277,8 +279,9 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
             text.extend(zip(rows, before[name], strict=True))
             continue
         a, b = _scores(rows), _scores(before[name])
-        interval = stats.Interval(0.0, 0.0) if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
-        tasks[name] = RetentionTask(score=float(a.mean()), delta=float((a - b).mean()), ci95=tuple(interval))
+        unchanged = stats.Interval(0.0, 0.0)
+        interval = unchanged if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
+        tasks[name] = RetentionTask(score=float(a.mean()), delta=float((a - b).mean()), ci95=interval)
         chance = float(np.mean([1 / len(row.loglikelihoods) for row in rows])) if rows[0].loglikelihoods else 0.0
         if stats.wilson(float(b.mean()), len(b)).low > chance:
             differences.append(a - b)
@@ -286,13 +289,13 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
             normalised.append((float(a.mean()) - chance) / (1 - chance))
     delta = _mean([float(d.mean()) * s for d, s in zip(differences, scales, strict=True)]) if differences else None
     alpha = ALPHA / max(1, compared)
-    interval = _mean_interval(differences, scales, ALPHA, prompts_only)
+    mean_interval = _mean_interval(differences, scales, ALPHA, prompts_only)
     bits, bits_delta, bits_interval = _bits(text, ALPHA)
     _, _, bits_adjusted = _bits(text, alpha)
     return Retention(
         mean=_mean(normalised) if differences else None,
         delta=delta,
-        ci95=interval,
+        ci95=mean_interval,
         verdict="no_difference"
         if prompts_only
         else _retention_verdict(study, _mean_interval(differences, scales, alpha, prompts_only), bits_adjusted),
@@ -308,7 +311,7 @@ def _mean_interval(
 ) -> tuple[float, float] | None:
     if not differences:
         return None
-    return (0.0, 0.0) if unchanged else tuple(stats.mean_interval(differences, scales, alpha=alpha))
+    return (0.0, 0.0) if unchanged else stats.mean_interval(differences, scales, alpha=alpha)
 
 
 def _bits(
@@ -322,7 +325,7 @@ def _bits(
     lengths = np.array([float(row.bytes or 0) for row, _ in text])
     interval = stats.ratio_interval(after - before, lengths, alpha=alpha)
     total = float(lengths.sum())
-    return float(after.sum()) / total, float((after - before).sum()) / total, tuple(interval)
+    return float(after.sum()) / total, float((after - before).sum()) / total, interval
 
 
 def _retention_verdict(study: Study, accuracy: tuple[float, float] | None, bits: tuple[float, float] | None) -> Verdict:
@@ -345,7 +348,7 @@ def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDist
                 task=name,
                 n_test=len(rows),
                 accuracy=accuracy,
-                ci95=tuple(stats.wilson(accuracy, len(rows))),
+                ci95=stats.wilson(accuracy, len(rows)),
                 vs_zero_shot=_artifact(rows, before[name], None, 1) if name in before else None,
             )
         )
@@ -368,7 +371,7 @@ def _comparisons(model: str, task: str, scores: dict[str, stats.Scores]) -> list
                     a=a,
                     b=b,
                     delta=(only_a - only_b) / len(scores[a]),
-                    ci95=tuple(stats.tango(only_a, only_b, len(scores[a]))),
+                    ci95=stats.tango(only_a, only_b, len(scores[a])),
                     p=p,
                     p_adjusted=None,
                     verdict=sign if p < ALPHA else "undecided",

@@ -119,7 +119,9 @@ def logits_at(
 
 def pack_causal(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedRow:
     """One row out of plain causal sequences."""
-    ids, positions, spans = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    spans: list[Span] = []
     for sequence in sequences:
         spans.append(Span(len(ids), len(ids) + len(sequence)))
         ids.extend(sequence)

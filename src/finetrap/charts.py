@@ -1,6 +1,6 @@
 """Charts of a study as SVG, for report.md."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ def retention_chart(arms: Sequence[ArmResult], path: Path) -> bool:
     return True
 
 
-def learning_chart(logs: dict[str, Sequence[TrainingLogEntry]], path: Path) -> bool:
+def learning_chart(logs: Mapping[str, Sequence[TrainingLogEntry]], path: Path) -> bool:
     """Validation loss by step, one line a trained arm (first seed); False if nothing trained."""
     if not any(logs.values()):
         return False

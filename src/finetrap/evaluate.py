@@ -143,8 +143,9 @@ def _choices(
     return [_chosen(*row) for row in zip(examples, prompts, completions, scored, strict=True)]
 
 
-def _common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def _common_prefix(sequences: Sequence[list[int]]) -> int:
     """How many tokens all sequences begin with, one left over for each."""
+    # Whatever the least and the greatest in order share, all in between share too.
     first, last = min(sequences), max(sequences)
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return min(shared, min(map(len, sequences)) - 1)

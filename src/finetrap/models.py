@@ -236,6 +236,7 @@ def load_weights(
     folder: Path, *, dtype: "torch.dtype", device: str, trust_remote_code: bool = False
 ) -> "PreTrainedModel":
     """Load a folder in Transformers format, without dropout, ready to evaluate."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -246,5 +247,6 @@ def load_weights(
         trust_remote_code=trust_remote_code,
         attn_implementation="sdpa",
     )
-    loaded: PreTrainedModel = model.to(device).eval()
+    torch.nn.Module.to(model, device)
+    loaded: PreTrainedModel = torch.nn.Module.eval(model)
     return loaded

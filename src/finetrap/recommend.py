@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.stats import norm
 
 from finetrap import stats
 from finetrap.results import ArmResult, Recommendation
@@ -77,7 +78,7 @@ def recommend(
             method=chosen,
             why=(
                 f"'{chosen}' is the cheapest to own of the arms that lose at most {_points(margin)} points against "
-                f"the best: {_percent(by_name[chosen].accuracy)} accuracy, at most {_points(bounds[chosen])} points behind.",
+                f"the best: {_percent(by_name[chosen].accuracy)}, at most {_points(bounds[chosen])} points behind.",
                 *why,
             ),
             confidence=CONFIDENCE,
@@ -134,7 +135,7 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
 def _next_step(leader: str, scores: Mapping[str, stats.Scores], candidates: Sequence[str], margin: float) -> str:
     """How many test items would bring the leader's bound within the margin, if the scores stayed as they are."""
     n = len(scores[leader])
-    z = float(stats.norm.isf((1 - CONFIDENCE) / max(1, len(candidates) - 1)))
+    z = float(norm.isf((1 - CONFIDENCE) / max(1, len(candidates) - 1)))
     needed = 0.0
     for other in candidates:
         if other != leader:

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from finetrap.charts import accuracy_chart, learning_chart, retention_chart
 from finetrap.config import Study
 from finetrap.records import Environment, TrainingLogEntry, slug
 from finetrap.results import ArmResult, Recommendation, Results
+from finetrap.scoring import Outcome
 from finetrap.store import Store
 from finetrap.table import escape, groups, headline, legend, markdown_table, percent, points
 
-OUTCOMES = ("correct", "wrong", "no_answer", "truncated", "degenerate")
+OUTCOMES = get_args(Outcome)
 
 
 def write_report(results: Results, study: Study, store: Store) -> Path:

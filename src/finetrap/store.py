@@ -266,7 +266,7 @@ def _read(kind: type[R], path: Path) -> R:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise StudyError(
-            f"{path} is damaged or of another version of finetrap ({type(error).__name__}); delete its folder, run again."
+            f"{path} is damaged or of another version of finetrap ({type(error).__name__}); delete it and run again."
         ) from error
 
 

@@ -87,8 +87,8 @@ def legend(arms: Sequence[ArmResult]) -> str:
     """What the columns mean."""
     return (
         f"Accuracy: {rule_of(arms)}, on {arms[0].n_test} test items. vs zero-shot: points, with the interval that "
-        f"holds for all arms at once. retention: change of general tasks in points, chance at 0. bits/byte: general text, "
-        f"lower is better, with its change. Verdicts are about these checkpoints (seed {arms[-1].seeds[0]}), not recipes."
+        f"holds for all arms at once. retention: change of general tasks in points, chance at 0. bits/byte: general "
+        f"text, lower is better, with its change. Verdicts are about these checkpoints (seed {arms[-1].seeds[0]})."
     )
 
 

@@ -56,7 +56,8 @@ class Masters:
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if master is not parameter:
                 master.grad = torch.zeros_like(master)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(_adder(master)))
+                hook = parameter.register_post_accumulate_grad_hook(_adder(master))  # type: ignore[no-untyped-call]
+                self._hooks.append(hook)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -183,7 +184,7 @@ def explosion_limit(model: torch.nn.Module, first_loss: float) -> float:
 
     A model that is worse than ln(vocabulary) before it is trained is measured by its own first loss.
     """
-    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     return 1.5 * max(math.log(vocabulary), first_loss)
 
 
@@ -216,7 +217,8 @@ def completion_losses(model: torch.nn.Module, rows: Sequence[TrainingRow]) -> Fl
     """Nats of each completion token of some rows, one packed forward pass; within `packed_attention_on`."""
     device = next(model.parameters()).device
     packed = pack_causal([row.ids for row in rows], device)
-    predicting, targets = [], []
+    predicting: list[int] = []
+    targets: list[int] = []
     for span, row in zip(packed.spans, rows, strict=True):
         predicting.extend(range(span.start + row.prompt_length - 1, span.stop - 1))
         targets.extend(row.ids[row.prompt_length :])

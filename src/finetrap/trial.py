@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from finetrap.train import TrainingRow, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def run_trial(
@@ -117,21 +119,28 @@ def load_checkpoint(folder: Path, loaded: LoadedModel) -> "PreTrainedModel":
         raise StudyError(f"{folder} has no weights as safetensors; save them with safe_serialization.")
     try:
         if adapter:
-            wrapped = PeftModel.from_pretrained(loaded.copy().float(), str(folder), autocast_adapter_dtype=False)
+            wrapped = PeftModel.from_pretrained(
+                _in(torch.float32, loaded.copy()), str(folder), autocast_adapter_dtype=False
+            )
             return _merged(wrapped, dtype)
         model = load_weights(folder, dtype=dtype, device=device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise StudyError(f"the checkpoint {folder} does not fit {loaded.record.name}: {reason}") from error
-    if model.get_input_embeddings().weight.shape[0] < len(loaded.tokenizer):
+    if model.config.get_text_config().vocab_size < len(loaded.tokenizer):
         raise StudyError(f"the checkpoint {folder} has fewer tokens than {loaded.record.name}: it is of another model.")
     return model
 
 
 def _merged(wrapped: torch.nn.Module, dtype: torch.dtype) -> "PreTrainedModel":
     """The base with its adapter folded in: added in float32, rounded once to the precision it ships in."""
-    merged = cast("torch.nn.Module", wrapped.float().merge_and_unload())  # type: ignore[operator]
-    return cast("PreTrainedModel", merged.to(dtype).eval())
+    merged: PreTrainedModel = _in(torch.float32, wrapped).merge_and_unload()  # type: ignore[operator]
+    return _in(dtype, merged)
+
+
+def _in(dtype: torch.dtype, model: M) -> M:
+    torch.nn.Module.to(model, dtype)
+    return model
 
 
 def _train(

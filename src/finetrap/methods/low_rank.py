@@ -22,7 +22,8 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
             task_type="CAUSAL_LM",
         )
         # The float32 masters of the training loop serve adapters and full fine-tuning alike.
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        wrapped: Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+        return wrapped
 
     return Method(training=training, prepare=prepare, adapter=True)
 

@@ -1,0 +1,41 @@
+# make demo: see the trap on a real model.  make test: everything.  make check: before a commit.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := smollm2-135m-instruct-q4
+
+.PHONY: demo test check lint format readme bench clean
+
+demo: .venv/installed
+	$(BIN)/finetrap models get $(MODEL)
+	$(BIN)/finetrap demo
+
+test: .venv/installed
+	$(BIN)/finetrap models get $(MODEL)
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# What is generated from code or records: the README's table, the JSON Schema of results.json.
+readme: .venv/installed
+	$(BIN)/python docs/generate.py
+
+bench: .venv/installed
+	$(BIN)/python bench/startup.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
