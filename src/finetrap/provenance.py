@@ -31,7 +31,7 @@ def environment(*, device: str, dtype: str) -> Environment:
         python=platform.python_version(),
         packages=packages,
         system=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         memory_bytes=psutil.virtual_memory().total,
@@ -60,7 +60,8 @@ def _commit() -> str | None:
     return done.stdout.strip() if tracked.returncode == 0 else None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
