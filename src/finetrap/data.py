@@ -29,7 +29,10 @@ class Splits:
     """What training, tuning and prompting may see."""
 
     train: tuple[Example, ...]
+    """What is trained on and drawn for shots: a sample of `carved` where the study limits it."""
     validation: tuple[Example, ...]
+    carved: tuple[Example, ...]
+    """All of train that is neither validation nor dropped; the trivial arm counts its answers."""
     dropped: tuple[str, ...]
     """Ids of train rows left out because their question stands in test."""
 
@@ -60,7 +63,7 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     for cluster in clusters(kept):
         side = validation if _uniform(f"validation {cluster[0].id}") < VALIDATION_SHARE else train
         side.extend(cluster)
-    return Splits(sample(train, limit_train), sample(validation, limit_validation), dropped)
+    return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
 
 
 def load_test(task: Task, *, limit: int | None = None) -> TestSet:

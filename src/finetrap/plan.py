@@ -56,8 +56,9 @@ def plan(study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], *
 def _planned(
     study: Study, source: Source, items: TaskItems, arm: Arm, method: Method, seed: int, dtype: str
 ) -> Planned:
-    train, validation = items.splits.train, items.splits.validation
-    reads_train = method.training is not None or method.shots > 0 or method.trivial
+    splits = items.splits
+    reads_train = method.training is not None or method.shots > 0
+    train = splits.carved if method.trivial else splits.train if reads_train else ()
     trial = Trial(
         model=source.record,
         task=items.task.name,
@@ -67,8 +68,8 @@ def _planned(
         settings=arm.settings,
         seed=seed,
         dtype="bfloat16" if dtype == "bfloat16" else "float32",
-        train_items=items_digest(train) if reads_train else "",
-        validation_items=items_digest(validation) if method.training is not None else "",
+        train_items=items_digest(train),
+        validation_items=items_digest(splits.validation if method.training is not None else ()),
         checkpoint=_checkpoint_digest(method),
     )
     shots = draw_shots(items.splits, method.shots, seed)

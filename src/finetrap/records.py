@@ -71,9 +71,9 @@ class Trial(Record):
     dtype: Literal["float32", "bfloat16"]
     """Of the compute in training and of the stored weights in evaluation."""
     train_items: str
-    """Digest of the training examples."""
+    """Digest of the training examples that the method reads."""
     validation_items: str
-    """Digest of the validation examples."""
+    """Digest of the validation examples that it reads."""
     checkpoint: str | None = None
     """Digest of the user's checkpoint, where the method is one."""
     protocol: int = PROTOCOL

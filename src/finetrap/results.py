@@ -4,10 +4,12 @@ All scores, rates and differences are fractions. A delta is adapted minus untouc
 compute is null.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from finetrap.errors import StudyError
 from finetrap.records import Environment, Record
 from finetrap.scoring import Outcome
 
@@ -194,6 +196,12 @@ class Results(Record):
     failures: tuple[Failure, ...]
     warnings: tuple[str, ...]
     """What a reader has to know before trusting a number."""
+    _folder: Path | None = PrivateAttr(default=None)
+
+    def within(self, folder: Path) -> "Results":
+        """The same, knowing the study's folder."""
+        self._folder = folder
+        return self
 
     def to_json(self) -> str:
         """What results.json holds."""
@@ -215,6 +223,16 @@ class Results(Record):
         import pandas
 
         return pandas.json_normalize([arm.model_dump(mode="json") for arm in self.arms])
+
+    def report(self) -> Path:
+        """The report that goes with these results.
+
+        Raises:
+            StudyError: they were not made by a study in a folder.
+        """
+        if self._folder is None:
+            raise StudyError("these results were read from a file; `finetrap report DIR` writes a study's report.")
+        return self._folder / "report.md"
 
     def recommend(self) -> tuple[Recommendation, ...]:
         """One recommendation a model and task."""

@@ -87,8 +87,7 @@ def run(
     reporter = reporter or Reporter()
     prepared = prepare(study, folder, command=command)
     store = prepared.store
-    disk = sum(left.disk_bytes for _, left in estimates(study, prepared))
-    store.check_space(disk)
+    _check_resources(study, prepared)
     with store.open(study):
         store.save_plan(prepared.plan)
         todo = [
@@ -105,11 +104,24 @@ def run(
     return results
 
 
+def _check_resources(study: Study, prepared: Prepared) -> None:
+    """Check before anything is written that disk and memory hold what is left to do."""
+    from finetrap.cost import check_memory
+
+    left = estimates(study, prepared)
+    prepared.store.check_space(sum(rest.disk_bytes for _, rest in left))
+    for planned, rest in left:
+        trial = planned.trial
+        if rest.seconds and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
+            model = trial.model
+            check_memory(model.parameters, dtype=prepared.dtype, device=prepared.device, name=model.name)
+
+
 def answer(study: Study, store: Store) -> Results:
     """Derive the answer from the records, and write results.json and report.md."""
     from finetrap.report import write_report
 
-    results = build_results(study, store.plan(), store)
+    results = build_results(study, store.plan(), store).within(store.folder)
     store.write("results.json", results.to_json())
     write_report(results, study, store)
     return results
@@ -136,12 +148,8 @@ def _announcement(prepared: Prepared, todo: int) -> str:
 def _run_model(study: Study, prepared: Prepared, source: Source, todo: Sequence[Planned], reporter: Reporter) -> None:
     if not todo:
         return
-    from finetrap.cost import check_memory
     from finetrap.models import choose_dtype, load
 
-    record = source.record
-    if any(is_trained(p.trial.method) and not build(p.trial.method, p.trial.settings).adapter for p in todo):
-        check_memory(record.parameters, dtype=prepared.dtype, device=prepared.device, name=record.name)
     loaded = load(source, dtype=choose_dtype(study.dtype, prepared.device), device=prepared.device)
     for planned in todo:
         with reporter.trial(_title(planned)):

@@ -57,7 +57,7 @@ def run_trial(
 def _asked(method: Method, evaluation: Evaluation, splits: Splits, seed: int) -> Asked:
     if evaluation.purpose == "retention":
         return Asked()
-    answer = most_common_answer(splits.train) if method.trivial else None
+    answer = most_common_answer(splits.carved) if method.trivial else None
     return Asked(draw_shots(splits, method.shots, seed), trivial=method.trivial, constant_answer=answer)
 
 
