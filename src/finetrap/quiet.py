@@ -1,9 +1,23 @@
 """Libraries that talk while they work, told to be quiet: finetrap has its own progress."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-def quiet_libraries() -> None:
-    """Silence progress bars and advice of Transformers; its errors stay."""
-    import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within it, no progress bars and no advice of Transformers, nor deprecations between it and peft."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

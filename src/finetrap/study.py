@@ -81,14 +81,13 @@ def run(
     Raises:
         StudyError: the input is wrong.
     """
-    from finetrap.quiet import quiet_libraries
-
-    quiet_libraries()
     reporter = reporter or Reporter()
     prepared = prepare(study, folder, command=command)
     store = prepared.store
     _check_resources(study, prepared)
-    with store.open(study):
+    from finetrap.quiet import quiet_libraries
+
+    with store.open(study), quiet_libraries():
         store.save_plan(prepared.plan)
         todo = [
             planned

@@ -1,0 +1,352 @@
+"""From records to verdicts, on hand-made rows whose answer is known."""
+
+from pathlib import Path
+
+import pytest
+
+from finetrap.answer import build_results
+from finetrap.config import Study
+from finetrap.records import (
+    Environment,
+    Evaluation,
+    EvaluationRecord,
+    ItemRow,
+    ModelRecord,
+    Plan,
+    Planned,
+    TrainingRecord,
+    Trial,
+)
+from finetrap.results import ArmResult, Results
+from finetrap.store import Store, now
+
+ENVIRONMENT = Environment(
+    finetrap="0",
+    commit=None,
+    python="3.11",
+    system="Linux",
+    processor="test",
+    cores=2,
+    threads=2,
+    memory_bytes=1,
+    device="cpu",
+    dtype="float32",
+)
+MODEL = ModelRecord(name="m", fingerprint="f", quantisation="Q4_1", parameters=1000, aligned=True, chat=True)
+
+
+def _trial(arm: str, method: str, seed: int = 0) -> Trial:
+    return Trial(
+        model=MODEL,
+        task="gsm8k",
+        task_version=1,
+        arm=arm,
+        method=method,
+        settings={"arm": arm},
+        seed=seed,
+        dtype="float32",
+        train_items="t",
+        validation_items="v",
+    )
+
+
+def _evaluation(purpose: str, task: str, kind: str, n: int) -> Evaluation:
+    return Evaluation.model_validate(
+        {"purpose": purpose, "task": task, "task_version": 1, "kind": kind, "items": "i", "n": n, "chat": True}
+    )
+
+
+def _target_rows(right: list[bool], *, strict: list[bool] | None = None) -> list[ItemRow]:
+    strict = right if strict is None else strict
+    return [
+        ItemRow(
+            id=str(i),
+            prompt="p",
+            output="",
+            gold="1",
+            correct=r,
+            strict=s,
+            anywhere=r,
+            formatted=s,
+            outcome="correct" if r else "wrong",
+        )
+        for i, (r, s) in enumerate(zip(right, strict, strict=True))
+    ]
+
+
+def _choice_rows(right: list[bool]) -> list[ItemRow]:
+    return [
+        ItemRow(
+            id=str(i), prompt="p", correct=r, raw=r, outcome="correct" if r else "wrong", loglikelihoods=(0, 0, 0, 0)
+        )
+        for i, r in enumerate(right)
+    ]
+
+
+def _text_rows(bits_a_byte: float) -> list[ItemRow]:
+    return [ItemRow(id=str(i), prompt="p", bits=(bits_a_byte + 0.001 * (i % 3)) * 500, bytes=500) for i in range(50)]
+
+
+class Records:
+    """A study's folder filled by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self.planned: list[Planned] = []
+
+    def add(
+        self,
+        arm: str,
+        method: str,
+        target: list[ItemRow],
+        *,
+        hellaswag: list[bool] | None = None,
+        bits: float | None = None,
+        seed: int = 0,
+        diverged: bool = False,
+    ) -> None:
+        trial = _trial(arm, method, seed)
+        rows = {_evaluation("target", "gsm8k", "generate", len(target)): target}
+        if hellaswag is not None:
+            rows[_evaluation("retention", "hellaswag", "choice", len(hellaswag))] = _choice_rows(hellaswag)
+        if bits is not None:
+            rows[_evaluation("retention", "wikitext2", "text", 50)] = _text_rows(bits)
+        for evaluation, items in rows.items():
+            record = EvaluationRecord(
+                evaluation=evaluation,
+                eval_seconds=1,
+                peak_memory_bytes=1,
+                prompt_tokens=100,
+                output_tokens=100,
+                environment=ENVIRONMENT.key,
+                finished=now(),
+            )
+            self.store.save_evaluation(trial, record, items)
+        if method in ("full", "lora", "dora"):
+            training = TrainingRecord(
+                outcome="diverged" if diverged else "completed",
+                step=1,
+                steps=1,
+                validation_loss_before=1,
+                validation_loss=1,
+                trainable_parameters=10,
+                train_tokens=100,
+                train_seconds=1,
+                tokens_per_second=100,
+                peak_memory_bytes=1,
+                artifact_bytes=1,
+            )
+            self.store.save_training(trial, training, [])
+        self.planned.append(Planned(trial=trial, evaluations=tuple(rows)))
+
+    def results(self, **settings: object) -> Results:
+        study = Study.model_validate({"models": "m", "tasks": "gsm8k", **settings})
+        plan = Plan(command=None, environment=ENVIRONMENT, dropped_train_rows={}, planned=tuple(self.planned))
+        return build_results(study, plan, self.store)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Records:
+    return Records(tmp_path / "study")
+
+
+def _first(n: int, of: int = 400) -> list[bool]:
+    return [i < n for i in range(of)]
+
+
+def _arm(results: Results, name: str) -> ArmResult:
+    return next(arm for arm in results.arms if arm.arm == name)
+
+
+def _verdict(results: Results, name: str) -> str:
+    versus = _arm(results, name).vs_zero_shot
+    assert versus is not None
+    return versus.verdict
+
+
+def _references(records: Records, zero_shot: int = 120, trivial: int = 40) -> None:
+    records.add("constant", "constant", _target_rows(_first(trivial)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(zero_shot)))
+
+
+def test_a_clear_difference_is_gain_or_harm(records: Records) -> None:
+    _references(records)
+    records.add("better", "lora", _target_rows(_first(200)))
+    records.add("worse", "full", _target_rows(_first(60)))
+    results = records.results()
+    assert _verdict(results, "better") == "gain"
+    assert _verdict(results, "worse") == "harm"
+    versus = _arm(results, "worse").vs_zero_shot
+    assert versus is not None
+    assert versus.artifact.delta == pytest.approx(-0.15)
+    assert versus.artifact.ci95_adjusted[1] < 0
+
+
+def test_a_gain_in_the_stated_format_only_is_no_gain(records: Records) -> None:
+    n = 400
+    records.add("constant", "constant", _target_rows([False] * n))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120), strict=[False] * n))
+    # By the flexible rule it gains, but gold stands in the untouched model's answers just as often.
+    gained = [row.model_copy(update={"anywhere": i < 120}) for i, row in enumerate(_target_rows(_first(180)))]
+    records.add("formatter", "lora", gained)
+    assert _verdict(records.results(), "formatter") == "format_only"
+
+
+def test_where_nothing_beats_the_trivial_answer_it_is_the_floor(records: Records) -> None:
+    _references(records, zero_shot=10, trivial=12)
+    records.add("lora", "lora", _target_rows(_first(14)))
+    results = records.results()
+    assert _verdict(results, "lora") == "floor"
+    (recommendation,) = results.recommendations
+    assert recommendation.method == "floor"
+    assert recommendation.leader is None
+
+
+def test_harm_needs_an_untouched_model_above_the_trivial_answer(records: Records) -> None:
+    n = 400
+    records.add("constant", "constant", _target_rows([60 <= i < 175 for i in range(n)]))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)))
+    records.add("worse", "full", _target_rows([False] * n))
+    assert _verdict(records.results(), "worse") == "floor"
+
+
+def test_a_small_difference_is_undecided(records: Records) -> None:
+    _references(records)
+    right = _first(120)
+    right[130:145] = [True] * 15
+    right[0:10] = [False] * 10
+    records.add("lora", "lora", _target_rows(right))
+    assert _verdict(records.results(), "lora") == "undecided"
+
+
+def test_the_same_answers_are_no_difference_with_enough_items(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(400, 4000)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(1200, 4000)))
+    records.add("lora", "lora", _target_rows(_first(1202, 4000)))
+    assert _verdict(records.results(), "lora") == "no_difference"
+
+
+def test_nothing_left_to_gain_is_the_ceiling(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(30, 100)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(97, 100)))
+    right = _first(99, 100)
+    right[0:2] = [False] * 2
+    records.add("lora", "lora", _target_rows(right))
+    assert _verdict(records.results(), "lora") == "ceiling"
+
+
+def test_forgetting_shown_by_general_text_drops_an_arm_that_gains(records: Records) -> None:
+    retained = _first(100, 200)
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=retained, bits=1.0)
+    records.add("careless", "full", _target_rows(_first(200)), hellaswag=retained, bits=1.3)
+    records.add("lora", "lora", _target_rows(_first(200)), hellaswag=retained, bits=1.001)
+    results = records.results(margin=0.1)
+    careless, lora = _arm(results, "careless").retention, _arm(results, "lora").retention
+    assert careless is not None
+    assert lora is not None
+    assert careless.verdict == "harm"
+    assert careless.bits_per_byte_delta == pytest.approx(0.3)
+    assert lora.verdict != "harm"
+    (recommendation,) = results.recommendations
+    assert set(recommendation.dropped) == {"careless"}
+    assert recommendation.method == "lora"
+    assert recommendation.confidence == 0.9
+
+
+def test_retention_is_normalised_by_chance(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=_first(100, 200), bits=1.0)
+    records.add("lora", "lora", _target_rows(_first(120)), hellaswag=_first(80, 200), bits=1.0)
+    retention = _arm(records.results(), "lora").retention
+    assert retention is not None
+    assert retention.mean == pytest.approx((0.4 - 0.25) / 0.75)
+    assert retention.delta == pytest.approx(-0.1 / 0.75)
+    assert retention.tasks["hellaswag"].delta == pytest.approx(-0.1)
+
+
+def test_a_general_task_at_chance_is_left_out_of_the_mean(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=_first(50, 200), bits=1.0)
+    records.add("lora", "lora", _target_rows(_first(120)), hellaswag=_first(20, 200), bits=1.0)
+    retention = _arm(records.results(), "lora").retention
+    assert retention is not None
+    assert retention.mean is None
+    assert retention.delta is None
+    assert "hellaswag" in retention.tasks
+
+
+def test_arms_that_only_prompt_keep_all_by_construction(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=_first(100, 200), bits=1.0)
+    records.add("few_shot", "few_shot", _target_rows(_first(130)))
+    results = records.results()
+    retention = _arm(results, "few_shot").retention
+    assert retention is not None
+    assert (retention.delta, retention.bits_per_byte_delta, retention.verdict) == (0, 0, "no_difference")
+    assert _arm(results, "constant").retention is None
+
+
+def test_more_arms_make_the_family_stricter(records: Records) -> None:
+    _references(records)
+    records.add("a", "lora", _target_rows(_first(128)))
+    alone = _arm(records.results(), "a").vs_zero_shot
+    for i in range(8):
+        records.add(f"b{i}", "dora", _target_rows(_first(120)))
+    among = _arm(records.results(), "a").vs_zero_shot
+    assert alone is not None
+    assert among is not None
+    assert alone.artifact.p == among.artifact.p
+    assert among.artifact.p_adjusted == pytest.approx(min(1, 9 * alone.artifact.p))
+    assert among.artifact.ci95_adjusted[0] < alone.artifact.ci95_adjusted[0]
+
+
+def test_accuracy_is_the_mean_over_seeds_and_the_verdict_the_first_seeds(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows(_first(200)), seed=0)
+    records.add("lora", "lora", _target_rows(_first(120)), seed=1, diverged=True)
+    results = records.results(seeds=2)
+    arm = _arm(results, "lora")
+    assert arm.seeds == (0, 1)
+    assert arm.accuracy == pytest.approx(0.4)
+    assert arm.n_test == 400
+    assert arm.vs_zero_shot is not None
+    assert arm.vs_zero_shot.artifact.delta == pytest.approx(0.2)
+    assert arm.vs_zero_shot.recipe is None
+    assert arm.diverged_seeds == (1,)
+    assert any("diverged" in warning for warning in results.warnings)
+
+
+def test_a_truncated_share_is_warned_of(records: Records) -> None:
+    _references(records)
+    rows = [row.model_copy(update={"truncated": i < 30}) for i, row in enumerate(_target_rows(_first(120)))]
+    records.add("lora", "lora", rows)
+    assert any("cut off" in warning for warning in records.results().warnings)
+
+
+def test_an_undecided_recommendation_says_what_would_decide(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows([i % 3 == 0 and i < 366 for i in range(400)]))
+    (recommendation,) = records.results().recommendations
+    assert recommendation.method == "undecided"
+    assert recommendation.leader == "lora"
+    assert "test items would decide" in recommendation.next_step
+    assert recommendation.regret_upper is not None
+    assert recommendation.regret_upper > 0.02
+
+
+def test_the_table_names_the_quantisation_and_the_verdict(records: Records) -> None:
+    _references(records)
+    records.add("worse", "full", _target_rows(_first(60)))
+    text = records.results().table()
+    assert "GGUF Q4_1" in text
+    assert "HARM" in text
+
+
+def test_results_survive_json(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows(_first(200)))
+    results = records.results()
+    assert Results.model_validate_json(results.to_json()) == results
+    frame = results.to_pandas()
+    assert list(frame["arm"]) == ["constant", "zero_shot", "lora"]
