@@ -5,9 +5,10 @@ Validation is cut from train along near-duplicate clusters. Test leaves this mod
 """
 
 import hashlib
+import math
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,12 +89,10 @@ def normalise(text: str) -> str:
 def clusters(examples: Sequence[Example]) -> list[list[Example]]:
     """Examples grouped so that near-duplicates share a group, each in order of appearance.
 
-    MinHash with locality-sensitive hashing (Broder 1997); similarity at `NEAR_DUPLICATE` or more
-    joins two groups. Numbers are masked, since many questions differ in nothing else.
+    Similarity at `NEAR_DUPLICATE` or more joins two groups. Numbers are masked, since many questions differ in
+    nothing else. Exact, by prefix filtering (Bayardo et al., 2007): of two sets as similar as that, with their
+    shingles sorted from rare to common, the first few hold one in common.
     """
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(threshold=NEAR_DUPLICATE, num_perm=64)
     parent = list(range(len(examples)))
 
     def root(i: int) -> int:
@@ -103,28 +102,26 @@ def clusters(examples: Sequence[Example]) -> list[list[Example]]:
         return i
 
     shingle_sets = [_shingles(e.question) for e in examples]
-    hashes = MinHash.bulk(shingle_sets, num_perm=64, hashfunc=_hash32)
-    for i, signature in enumerate(hashes):
-        for j in index.query(signature):
-            shared = len(set(shingle_sets[i]) & set(shingle_sets[j]))
-            union = len(set(shingle_sets[i]) | set(shingle_sets[j]))
-            if shared >= NEAR_DUPLICATE * union:
+    frequency = Counter(shingle for shingles in shingle_sets for shingle in shingles)
+    holders: dict[str, list[int]] = defaultdict(list)
+    for i, shingles in enumerate(shingle_sets):
+        rarest = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))
+        rarest = rarest[: len(rarest) - math.ceil(NEAR_DUPLICATE * len(rarest)) + 1]
+        for j in {j for shingle in rarest for j in holders[shingle]}:
+            if len(shingles & shingle_sets[j]) >= NEAR_DUPLICATE * len(shingles | shingle_sets[j]):
                 first, second = sorted((root(i), root(j)))
                 parent[second] = first
-        index.insert(i, signature, check_duplication=False)
+        for shingle in rarest:
+            holders[shingle].append(i)
     groups: dict[int, list[Example]] = defaultdict(list)
     for i, example in enumerate(examples):
         groups[root(i)].append(example)
     return list(groups.values())
 
 
-def _shingles(text: str) -> list[bytes]:
+def _shingles(text: str) -> frozenset[str]:
     words = [re.sub(r"\d+", "0", word) for word in normalise(text).split()]
-    return sorted({" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))})
-
-
-def _hash32(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest())
+    return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 
 def draw_shots(splits: Splits, shots: int, seed: int) -> tuple[Example, ...]:
