@@ -65,7 +65,7 @@ def _row_loglikelihoods(
         ids.extend(item.context)
         positions.extend(range(len(prefix), len(prefix) + len(item.context)))
         for choice in item.choices:
-            predicting.extend([end_of_context - 1, *range(len(ids), len(ids) + len(choice) - 1)])
+            predicting.extend([end_of_context - 1, *range(len(ids), len(ids) + len(choice))][: len(choice)])
             targets.extend(choice)
             ids.extend(choice)
             positions.extend(range(len(prefix) + len(item.context), len(prefix) + len(item.context) + len(choice)))
@@ -84,7 +84,7 @@ def _sums(losses: list[float], items: Sequence[ChoiceItem]) -> list[tuple[float,
     for item in items:
         values = []
         for choice in item.choices:
-            values.append(-sum(losses[position : position + len(choice)]))
+            values.append(-sum(losses[position : position + len(choice)], start=0.0))
             position += len(choice)
         results.append(tuple(values))
     return results
