@@ -96,27 +96,35 @@ class Study(Record):
     keep: Keep = "best"
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
 
-    @field_validator("tasks", "retention", "out_of_distribution")
-    @classmethod
-    def _tasks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in task.names():
-                raise unknown("task", name, task.names())
-        return names
-
     @field_validator("arms")
     @classmethod
     def _arms_expand(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
-        expanded = [arm for entry in arms for arm in (DEFAULT_ARMS if entry == "default" else (entry,))]
-        return (*(arm for arm in REFERENCE_ARMS if arm not in expanded), *expanded)
+        expanded: list[str] = []
+        names: set[str] = set()
+        for index, entry in enumerate(arms):
+            for arm in DEFAULT_ARMS if entry == "default" else (entry,):
+                try:
+                    names.add(parse_arm(arm).name)
+                except StudyError as error:
+                    raise error.at("arms", index) from None
+                expanded.append(arm)
+        return (*(arm for arm in REFERENCE_ARMS if arm not in names), *expanded)
 
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
         kind, colon, index = device.partition(":")
         if kind not in ("auto", "cpu", "cuda", "mps") or (colon and not index.isdigit()):
-            raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+            raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps")).at("device")
         return device
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> "Study":
+        for field in ("tasks", "retention", "out_of_distribution"):
+            for index, name in enumerate(getattr(self, field)):
+                if name not in task.names():
+                    raise unknown("task", name, task.names()).at(field, index)
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Study":
@@ -193,6 +201,8 @@ def make_study(values: dict[str, Any], *, where: Callable[[tuple[str | int, ...]
             raise StudyError(f"{place}{unknown('setting', str(key), Study.model_fields)}")
     try:
         return Study.model_validate(values)
+    except StudyError as error:
+        raise StudyError(f"{where(error.location)}{error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = where(first["loc"])
@@ -228,7 +238,7 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
     def where(location: tuple[str | int, ...]) -> str:
         if location and location[0] in overrides:
             return ""
-        return f"{path}:{_line_of(node, location)}: "
+        return f"{path}:{_line_of(node, location)}: " if location else f"{path}: "
 
     values = {"name": path.stem, **values, **overrides}
     return make_study(values, where=where)

@@ -10,6 +10,14 @@ class StudyError(Exception):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    location: tuple[str | int, ...] = ()
+    """Where in a study the wrong value stands: keys and indices; empty for the study as a whole."""
+
+    def at(self, *location: str | int) -> "StudyError":
+        """The same error, with its location."""
+        self.location = location
+        return self
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> StudyError:
     """The error for a name that does not exist, with the nearest one that does."""
