@@ -1,0 +1,66 @@
+"""Log-likelihoods equal those of one plain forward pass each."""
+
+import pytest
+import torch
+
+from finetrap import likelihood
+from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+
+ITEMS = [
+    ChoiceItem([65, 66, 67], [[70], [71, 72], [73, 74, 75, 76]]),
+    ChoiceItem(list(range(97, 117)), [list(range(40, 52)), [99, 100]]),
+    ChoiceItem([33], [[34, 35], [34, 36], [34]]),
+]
+"""Short and long against Gemma's window of 8; shortest neither first nor last."""
+PREFIX = list(range(120, 137))
+
+
+@torch.no_grad()
+def plain_loglikelihood(model, context, completion):
+    logits = model(input_ids=torch.tensor([[*context, *completion]])).logits[0].double()
+    logs = logits.log_softmax(dim=-1)[len(context) - 1 : -1]
+    return float(logs[torch.arange(len(completion)), completion].sum())
+
+
+@pytest.mark.parametrize("prefix", [[], PREFIX], ids=["no prefix", "shared prefix"])
+def test_choices_equal_one_plain_pass_each(tiny_model, family, prefix):
+    model = tiny_model(family)
+    expected = [[plain_loglikelihood(model, prefix + context, c) for c in choices] for context, choices in ITEMS]
+    for got, want in zip(choice_loglikelihoods(model, ITEMS, prefix=prefix), expected, strict=True):
+        assert got == pytest.approx(want, rel=1e-6, abs=1e-5)
+
+
+def test_items_spread_over_several_rows_score_the_same(tiny_model, monkeypatch):
+    model = tiny_model()
+    together = choice_loglikelihoods(model, ITEMS, prefix=PREFIX)
+    monkeypatch.setattr(likelihood, "TOKENS_AT_A_TIME", 12)
+    for apart, expected in zip(choice_loglikelihoods(model, ITEMS, prefix=PREFIX), together, strict=True):
+        assert apart == pytest.approx(expected, abs=1e-5)
+
+
+def test_progress_adds_up_to_the_number_of_items(tiny_model, monkeypatch):
+    monkeypatch.setattr(likelihood, "TOKENS_AT_A_TIME", 12)
+    done = []
+    choice_loglikelihoods(tiny_model(), ITEMS, progress=done.append)
+    assert sum(done) == len(ITEMS)
+    assert len(done) > 1
+
+
+def test_a_text_equals_the_loss_that_transformers_computes(tiny_model, family):
+    model = tiny_model(family)
+    texts, first = [list(range(97, 120)), [65], list(range(50, 60))], 256
+    for text, got in zip(texts, text_loglikelihoods(model, texts, first=first), strict=True):
+        ids = torch.tensor([[first, *text]])
+        with torch.no_grad():
+            mean_loss = model(input_ids=ids, labels=ids).loss.item()
+        assert got == pytest.approx(-mean_loss * len(text), rel=1e-5)
+
+
+def test_an_empty_text_has_likelihood_one(tiny_model):
+    assert text_loglikelihoods(tiny_model(), [[], [65]], first=256)[0] == 0.0
+
+
+def test_the_model_is_left_with_its_own_attention(tiny_model):
+    model = tiny_model()
+    choice_loglikelihoods(model, ITEMS)
+    assert model.config._attn_implementation == "sdpa"
