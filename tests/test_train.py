@@ -1,0 +1,374 @@
+"""The training loop computes what a plain one computes, whatever the method."""
+
+import math
+
+import pytest
+import torch
+
+from finetrap import train as train_module
+from finetrap.attention import packed_attention_on
+from finetrap.data import Encoder
+from finetrap.method import Training, build, complete_settings
+from finetrap.task import get_task
+from finetrap.train import Masters, TrainingRow, completion_losses, train, validation_loss
+
+METHODS = ("full", "lora", "dora")
+PAD = 258
+
+
+def make_rows(count, *, seed=0):
+    """Rows of distinct lengths, so that counts of tokens tell them apart."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for index in torch.randperm(count, generator=generator).tolist():
+        ids = torch.randint(0, 256, (index + 5,), generator=generator).tolist()
+        rows.append(TrainingRow(ids, prompt_length=1 + index % 4))
+    return rows
+
+
+def adapt(base, name):
+    """The model to train; adapters begin away from zero, so that all of them get gradients."""
+    torch.manual_seed(0)
+    model = build(name, complete_settings(name, {})).prepare(base)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def run(base, model, rows, validation=(), *, seed=0, keep_float32=True, progress=None, **training):
+    with packed_attention_on(base):
+        return train(
+            model,
+            rows,
+            validation,
+            training=Training(**{"learning_rate": 1e-3, **training}),
+            seed=seed,
+            keep_float32=keep_float32,
+            **({"progress": progress} if progress else {}),
+        )
+
+
+def padded(rows):
+    """A batch as Transformers takes it: padded on the right, labels -100 where there is no loss."""
+    length = max(len(row.ids) for row in rows)
+    batch = {"input_ids": [], "attention_mask": [], "labels": []}
+    for ids, prompt_length in rows:
+        rest = length - len(ids)
+        batch["input_ids"].append(ids + [PAD] * rest)
+        batch["attention_mask"].append([1] * len(ids) + [0] * rest)
+        batch["labels"].append([-100] * prompt_length + ids[prompt_length:] + [-100] * rest)
+    return {key: torch.tensor(value) for key, value in batch.items()}
+
+
+def gradient(model, loss):
+    """All gradients of the trained parameters as one vector."""
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def assert_same_loss_and_gradient(model, loss, expected):
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    got, want = gradient(model, loss), gradient(model, expected)
+    assert (got - want).norm() <= 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_loss_and_gradient_equal_those_of_transformers_on_a_padded_batch(tiny_model, family, name):
+    base, rows = tiny_model(family), make_rows(6)
+    model = adapt(base, name)
+    expected = model(**padded(rows)).loss
+    with packed_attention_on(base):
+        loss = completion_losses(model, rows).mean()
+    assert_same_loss_and_gradient(model, loss, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_loss_and_gradient_equal_those_of_trl(tiny_model, tiny_tokenizer, tmp_path, name):
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    base, rows = tiny_model(), make_rows(6)
+    with packed_attention_on(base):
+        model = adapt(base, name)
+        loss = completion_losses(model, rows).mean()
+    labelled = [{"input_ids": ids, "labels": [-100] * length + ids[length:]} for ids, length in rows]
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path),
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            max_length=None,
+            per_device_train_batch_size=len(rows),
+            activation_checkpointing=False,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        ),
+        train_dataset=datasets.Dataset.from_list(labelled),
+        processing_class=tiny_tokenizer,
+    )
+    (batch,) = trainer.get_train_dataloader()
+    assert_same_loss_and_gradient(model, loss, trainer.compute_loss(model, batch))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_ends_with_the_weights_of_a_plain_loop(tiny_model, name):
+    rows = make_rows(6)
+    base, plain = (tiny_model() for _ in range(2))
+    model = adapt(base, name)
+    trained = run(base, model, rows, epochs=5, batch_size=len(rows), weight_decay=0.1, clip=0.5)
+
+    plain = adapt(plain, name)
+    parameters = [p for p in plain.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, weight_decay=0.1)
+    for entry in trained.log:
+        optimiser.param_groups[0]["lr"] = entry.learning_rate
+        optimiser.zero_grad()
+        plain(**padded(rows)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimiser.step()
+    for (key, got), want in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_rate_rises_over_the_warmup_and_then_falls_without_reaching_zero(tiny_model):
+    base = tiny_model()
+    trained = run(base, adapt(base, "full"), make_rows(10), batch_size=1, epochs=1, warmup=0.3, learning_rate=1e-3)
+    rates = [entry.learning_rate for entry in trained.log]
+    assert rates == pytest.approx(
+        [1e-3 * share for share in (1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)]
+    )
+
+
+def trained_weights(tiny_model, name, rows, **training):
+    base = tiny_model()
+    model = adapt(base, name)
+    trained = run(base, model, rows, **training)
+    return trained, [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_a_batch_in_many_micro_batches_equals_one_big_batch(tiny_model, monkeypatch):
+    rows = make_rows(32)
+    whole, expected = trained_weights(tiny_model, "full", rows, epochs=1, batch_size=16)
+    monkeypatch.setattr(train_module, "TOKENS_AT_A_TIME", 40)
+    parts, got = trained_weights(tiny_model, "full", rows, epochs=1, batch_size=16)
+    assert [entry.loss for entry in parts.log] == pytest.approx([entry.loss for entry in whole.log], rel=1e-5)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def token_counts(tiny_model, name, *, seed):
+    """Tokens seen after each step: the order of the rows, since their lengths differ."""
+    base = tiny_model()
+    trained = run(base, adapt(base, name), make_rows(9), seed=seed, epochs=2, batch_size=2)
+    return [entry.tokens for entry in trained.log]
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_all_methods_see_the_rows_in_the_same_order(tiny_model, name):
+    assert token_counts(tiny_model, name, seed=3) == token_counts(tiny_model, "full", seed=3)
+
+
+def test_another_seed_is_another_order(tiny_model):
+    assert token_counts(tiny_model, "full", seed=3) != token_counts(tiny_model, "full", seed=4)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_model):
+    first, second = (
+        trained_weights(tiny_model, "lora", make_rows(9), seed=3, epochs=2, batch_size=2) for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+def test_every_epoch_sees_every_row_once(tiny_model):
+    rows = make_rows(9)
+    whole = sum(len(row.ids) for row in rows)
+    counts = token_counts(tiny_model, "full", seed=0)
+    assert [counts[4], counts[9]] == [whole, 2 * whole]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_end_of_turn_token_carries_loss(tiny_model, tiny_tokenizer, chat):
+    encoder = Encoder(tiny_tokenizer, get_task("gsm8k"), chat=chat)
+    ids, prompt_length = encoder.training_row(get_task("gsm8k").load("test")[0])
+    model = tiny_model()
+    with torch.no_grad(), packed_attention_on(model):
+        losses = completion_losses(model, [TrainingRow(ids, prompt_length)])
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([ids])).logits[0, -2].log_softmax(dim=-1)
+    assert losses[-1].item() == pytest.approx(
+        -logs[tiny_tokenizer.convert_tokens_to_ids("<|im_end|>" if chat else "<|eos|>")].item(), rel=1e-5
+    )
+
+
+def test_no_prompt_token_carries_loss(tiny_model):
+    model, rows = tiny_model(), make_rows(5)
+    with packed_attention_on(model):
+        assert len(completion_losses(model, rows)) == sum(len(row.ids) - row.prompt_length for row in rows)
+
+
+def test_validation_loss_is_the_mean_over_all_completion_tokens(tiny_model, monkeypatch):
+    monkeypatch.setattr(train_module, "TOKENS_AT_A_TIME", 25)
+    model, rows = tiny_model(), make_rows(7)
+    with packed_attention_on(model):
+        loss = validation_loss(model, rows)
+    assert loss == pytest.approx(model(**padded(rows)).loss.item(), rel=1e-5)
+
+
+def test_without_validation_rows_there_is_no_validation_loss(tiny_model):
+    base = tiny_model()
+    trained = run(base, adapt(base, "lora"), make_rows(4), epochs=1)
+    assert (trained.validation_loss_before, trained.validation_loss) == (None, None)
+
+
+def test_the_validation_loss_told_is_that_of_the_weights_left(tiny_model):
+    base, validation = tiny_model(), make_rows(5, seed=1)
+    model = adapt(base, "full")
+    trained = run(base, model, make_rows(8), validation, epochs=2, batch_size=2)
+    with packed_attention_on(base):
+        assert trained.validation_loss == pytest.approx(validation_loss(model, validation), rel=1e-6)
+    assert trained.validation_loss == trained.log[-1].validation_loss
+
+
+# --- float32 masters -------------------------------------------------------------------------------------------------
+
+
+def test_masters_move_where_an_update_in_bfloat16_would_round_to_nothing(tiny_model):
+    base = tiny_model(dtype=torch.bfloat16)
+    before = [parameter.detach().clone() for parameter in base.parameters()]
+    model = adapt(base, "full")
+    run(base, model, make_rows(4), epochs=1, learning_rate=1e-6, keep_float32=True)
+    after = list(model.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in after)
+    matrices = [(old, new) for old, new in zip(before, after, strict=True) if old.dim() == 2]
+    assert all((new != old.float()).any() for old, new in matrices)
+    rounded_away = [(new.bfloat16() == old).float().mean() for old, new in matrices]
+    assert min(rounded_away) > 0.99
+
+
+def test_many_small_updates_arrive_in_the_bfloat16_weights():
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    masters = Masters([weight])
+    for _ in range(100):
+        with torch.no_grad():
+            masters.masters[0].sub_(1e-4)
+        masters.publish()
+    torch.testing.assert_close(weight.float(), torch.full((4,), 0.99), rtol=0, atol=2**-8)
+
+
+def test_gradients_of_bfloat16_weights_add_up_in_float32():
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    masters = Masters([weight])
+    for scale in [1.0, *[2.0**-10] * 8]:
+        (weight * scale).sum().backward()
+    assert masters.masters[0].grad.tolist() == [1 + 8 * 2.0**-10] * 4
+
+
+def test_a_float32_parameter_is_its_own_master():
+    weight = torch.nn.Parameter(torch.ones(4))
+    assert Masters([weight]).masters[0] is weight
+
+
+def test_a_run_in_bfloat16_leaves_bfloat16_unless_asked_otherwise(tiny_model):
+    base = tiny_model(dtype=torch.bfloat16)
+    model = adapt(base, "full")
+    run(base, model, make_rows(4), epochs=1, keep_float32=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_bfloat16_run_follows_the_float32_run(tiny_model):
+    base, rows = tiny_model(dtype=torch.bfloat16), make_rows(16)
+    trained = run(base, adapt(base, "full"), rows, epochs=3, batch_size=4, learning_rate=3e-3)
+    expected, _ = trained_weights(tiny_model, "full", rows, epochs=3, batch_size=4, learning_rate=3e-3)
+    assert [e.loss for e in trained.log] == pytest.approx([e.loss for e in expected.log], rel=0.02)
+
+
+# --- divergence ------------------------------------------------------------------------------------------------------
+
+
+def assert_best_weights_are_back(base, model, trained, validation):
+    with packed_attention_on(base):
+        loss = validation_loss(model, validation)
+    assert loss == pytest.approx(trained.validation_loss, rel=1e-6)
+    measured = [entry.validation_loss for entry in trained.log if entry.validation_loss is not None]
+    assert trained.validation_loss == min([trained.validation_loss_before, *measured])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_an_absurd_rate_diverges_and_leaves_the_best_weights(tiny_model, dtype):
+    base, validation = tiny_model(dtype=dtype), make_rows(5, seed=1)
+    model = adapt(base, "full")
+    trained = run(base, model, make_rows(12), validation, learning_rate=100.0, batch_size=2, keep_float32=False)
+    assert trained.outcome == "diverged"
+    assert trained.step < trained.steps
+    assert_best_weights_are_back(base, model, trained, validation)
+
+
+def test_weights_that_stop_being_numbers_diverge_and_the_best_come_back(tiny_model):
+    base, validation, rows = tiny_model(), make_rows(4), make_rows(4)
+    model = adapt(base, "full")
+
+    def break_it(entry, steps):
+        if entry.step == 9:
+            with torch.no_grad():
+                next(model.parameters()).fill_(math.nan)
+
+    trained = run(base, model, rows, validation, learning_rate=3e-3, epochs=16, batch_size=4, progress=break_it)
+    assert (trained.outcome, trained.step, trained.steps) == ("diverged", 8, 16)
+    assert_best_weights_are_back(base, model, trained, validation)
+    assert trained.validation_loss < trained.validation_loss_before
+
+
+def test_a_sound_run_completes(tiny_model):
+    base, rows = tiny_model(), make_rows(4)
+    trained = run(base, adapt(base, "lora"), rows, rows, epochs=10, learning_rate=1e-2)
+    assert (trained.outcome, trained.step, trained.steps) == ("completed", 10, 10)
+    assert trained.validation_loss < trained.validation_loss_before
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+IDS = torch.tensor([list(range(97, 117))])
+
+
+def trained_adapter(tiny_model, name):
+    base = tiny_model()
+    model = adapt(base, name)
+    run(base, model, make_rows(8), epochs=2, batch_size=4, learning_rate=1e-2)
+    return model
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@torch.no_grad()
+def test_a_merged_adapter_gives_the_same_logits(tiny_model, name):
+    with torch.enable_grad():
+        model = trained_adapter(tiny_model, name)
+    unmerged = model(input_ids=IDS).logits
+    merged = model.merge_and_unload()(input_ids=IDS).logits
+    torch.testing.assert_close(merged, unmerged, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_float32_adapter_of_a_bfloat16_model_is_merged_into_bfloat16(tiny_model, name):
+    base = tiny_model(dtype=torch.bfloat16)
+    model = adapt(base, name)
+    run(base, model, make_rows(8), epochs=2, batch_size=4, learning_rate=1e-2, keep_float32=True)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    unmerged = model(input_ids=IDS).logits
+    merged = model.merge_and_unload()
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    assert (merged(input_ids=IDS).logits - unmerged).norm() < 0.05 * unmerged.norm()
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@torch.no_grad()
+def test_a_saved_adapter_loads_in_plain_peft(tiny_model, tmp_path, name):
+    from peft import PeftModel
+
+    with torch.enable_grad():
+        model = trained_adapter(tiny_model, name)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
+    torch.testing.assert_close(loaded(input_ids=IDS).logits, model(input_ids=IDS).logits, rtol=0, atol=1e-6)
