@@ -1,0 +1,183 @@
+"""Greedy decoding gives the tokens that Transformers' own `generate` gives, and knows where to stop."""
+
+import pytest
+import torch
+
+from finetrap import generate as generate_module
+from finetrap.generate import generate_greedy
+
+PAD = 258
+NEW = 12
+LETTERS_PROMPT = list(range(30))
+TIE = 1e-4
+"""Two best logits as close as that may swap by rounding."""
+
+
+def make_prompts(count=64):
+    """Ragged: from 1 token to 33, several of each length, in no order."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 34, (count,), generator=generator).tolist()
+    return [torch.randint(0, 256, (length,), generator=generator).tolist() for length in lengths]
+
+
+def reference(model, prompts, *, max_new_tokens=NEW, stop_tokens=(PAD,)):
+    """By `model.generate`: the new tokens of each prompt, and how far apart the two best logits were at each."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (length - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_tokens),
+        pad_token_id=PAD,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    best = torch.stack(output.logits, dim=1).topk(2).values
+    return output.sequences[:, length:].tolist(), (best[..., 0] - best[..., 1]).tolist()
+
+
+def assert_same_tokens(results, expected, margins, stop_tokens=(PAD,), max_new_tokens=NEW):
+    for result, tokens, margin in zip(results, expected, margins, strict=True):
+        stop = next((i for i, token in enumerate(tokens) if token in stop_tokens), max_new_tokens)
+        differing = next((i for i in range(stop) if result.ids[i : i + 1] != tokens[i : i + 1]), None)
+        if differing is not None:
+            assert margin[differing] < TIE, f"{result.ids} instead of {tokens}"
+        else:
+            assert (len(result.ids), result.truncated) == (stop, stop == max_new_tokens)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_tokens_equal_those_of_transformers(tiny_model, tiny_tokenizer, family, rows):
+    model, prompts = tiny_model(family), make_prompts()
+    if rows == 1:
+        prompts = prompts[:8]
+    results = generate_greedy(
+        model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=[PAD], rows_at_a_time=rows
+    )
+    assert_same_tokens(results, *reference(model, prompts))
+
+
+def test_tokens_stay_equal_when_rows_finish_at_different_times(tiny_model, tiny_tokenizer, family):
+    model, prompts = tiny_model(family), make_prompts()
+    stops = range(0, 256, 8)
+    expected = reference(model, prompts, stop_tokens=stops)
+    results = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=64)
+    assert len({len(result.ids) for result in results}) > 5
+    assert_same_tokens(results, *expected, stop_tokens=stops)
+
+
+def test_results_are_in_the_order_of_the_prompts(tiny_model, tiny_tokenizer):
+    model, prompts = tiny_model(), make_prompts(16)
+    settings = {"max_new_tokens": 4, "stop_tokens": [PAD]}
+    together = generate_greedy(model, tiny_tokenizer, prompts, rows_at_a_time=5, **settings)
+    alone = [generate_greedy(model, tiny_tokenizer, [prompt], **settings)[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_a_stop_token_ends_an_answer_and_is_no_part_of_it(tiny_model, tiny_tokenizer):
+    model, prompt = tiny_model(), [65, 66, 67]
+    (free,) = generate_greedy(model, tiny_tokenizer, [prompt], max_new_tokens=NEW, stop_tokens=[])
+    stop = free.ids[5]
+    (stopped,) = generate_greedy(model, tiny_tokenizer, [prompt], max_new_tokens=NEW, stop_tokens=[stop])
+    assert stopped.ids == free.ids[: free.ids.index(stop)]
+    assert not stopped.truncated
+
+
+def test_an_answer_that_stops_at_once_is_empty(tiny_model, tiny_tokenizer):
+    (result,) = generate_greedy(tiny_model(), tiny_tokenizer, [[65]], max_new_tokens=NEW, stop_tokens=range(300))
+    assert result == ([], "", False)
+
+
+def test_the_limit_of_new_tokens_truncates(tiny_model, tiny_tokenizer):
+    (result,) = generate_greedy(tiny_model(), tiny_tokenizer, [[65]], max_new_tokens=5, stop_tokens=[])
+    assert (len(result.ids), result.truncated) == (5, True)
+
+
+def writes_letters(model):
+    """The model, made to write nothing but small letters."""
+    letters = torch.zeros(model.config.vocab_size, 1)
+    letters[64:90] = 1  # the byte tokenizer's ids of a to z; `free` checks what is written
+    with torch.no_grad():
+        model.lm_head.weight.mul_(letters)
+    return model
+
+
+@pytest.fixture
+def free(tiny_model, tiny_tokenizer):
+    """A model that writes letters, and what it writes when nothing stops it."""
+    model = writes_letters(tiny_model("qwen2"))
+    (result,) = generate_greedy(model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[])
+    assert result.text.isalpha()
+    assert len(result.text) == 40
+    return model, result
+
+
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_a_stop_text_cuts_the_answer_before_it(tiny_tokenizer, free, size):
+    model, whole = free
+    stop = whole.text[20 : 20 + size]
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=["\n", stop]
+    )
+    assert result.text == whole.text[: whole.text.index(stop)]
+    assert not result.truncated
+
+
+def test_of_two_stop_texts_that_end_together_the_longer_cuts(tiny_tokenizer, free):
+    model, whole = free
+    longer, shorter = whole.text[20:26], whole.text[23:26]
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=[shorter, longer]
+    )
+    assert result.text == whole.text[: whole.text.index(longer)]
+
+
+def test_a_stop_text_ends_the_work_as_soon_as_it_is_there(tiny_tokenizer, free):
+    model, whole = free
+    stop = whole.text[20:26]
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=[stop]
+    )
+    assert len(result.ids) == whole.text.index(stop) + len(stop)
+
+
+def test_a_stop_text_that_never_comes_changes_nothing(tiny_tokenizer, free):
+    model, whole = free
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=["\nQuestion:"]
+    )
+    assert result == whole
+
+
+def test_a_stop_text_of_the_prompt_does_not_stop(tiny_tokenizer, free):
+    model, whole = free
+    stop = tiny_tokenizer.decode(LETTERS_PROMPT)
+    assert stop not in whole.text
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=[stop]
+    )
+    assert result == whole
+
+
+def test_special_tokens_are_left_out_of_the_text(tiny_model, tiny_tokenizer):
+    model = tiny_model("qwen2")
+    with torch.no_grad():
+        model.lm_head.weight[:256] = 0
+    (result,) = generate_greedy(model, tiny_tokenizer, [[65]], max_new_tokens=5, stop_tokens=[])
+    assert len(result.ids) == 5
+    assert result.text == ""
+
+
+def test_no_prompts_give_no_answers(tiny_model, tiny_tokenizer):
+    assert generate_greedy(tiny_model(), tiny_tokenizer, [], max_new_tokens=5, stop_tokens=[]) == []
+
+
+def test_long_prompts_are_taken_a_few_at_a_time(tiny_model, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(generate_module, "TOKENS_AT_A_TIME", 100)
+    done = []
+    prompts = [[65] * 30, [66] * 50, [67] * 10]
+    generate_greedy(tiny_model(), tiny_tokenizer, prompts, max_new_tokens=2, stop_tokens=[], progress=done.append)
+    assert done == [2, 1]
