@@ -25,7 +25,7 @@ class Training:
 
     learning_rate: float
     """The highest rate, reached after warmup."""
-    epochs: int = 3
+    epochs: int = 1
     """Passes over the training examples."""
     batch_size: int = 16
     """Sequences in one optimiser step, whatever fits into memory at a time."""

@@ -150,7 +150,7 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
         tokens += _tokens(examples) + shots * evaluation.n * _tokens(items.splits.train) / len(items.splits.train)
         # A decoded token costs as much as several that are read: the weights are loaded for each.
         tokens += 3 * evaluation.n * evaluation.max_new_tokens / 2
-    return Estimate(2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops), disk)
+    return Estimate(max(1.0, 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)), disk)
 
 
 def _tokens(examples: Sequence[Example]) -> float:

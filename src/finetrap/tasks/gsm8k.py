@@ -40,7 +40,7 @@ def gsm8k() -> Task:
         prompt=_prompt,
         score=score_number,
         answer_format=_stated,
-        max_new_tokens=384,
+        max_new_tokens=320,
         siblings=frozenset({"svamp"}),
     )
 
@@ -72,6 +72,6 @@ def svamp() -> Task:
         prompt=_prompt,
         score=score_number,
         answer_format=_stated,
-        max_new_tokens=384,
+        max_new_tokens=320,
         siblings=frozenset({"gsm8k"}),
     )
