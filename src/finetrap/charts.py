@@ -115,12 +115,15 @@ def learning_chart(logs: Mapping[str, Sequence[TrainingLogEntry]], path: Path) -
     """Validation loss by step, one line a trained arm (first seed); False if nothing trained."""
     if not any(logs.values()):
         return False
+    from matplotlib.ticker import MaxNLocator
+
     figure, (axis,) = _figure(6)
     for colour, (name, log) in zip(_LINES * 3, logs.items(), strict=False):
         points = [(entry.step, entry.validation_loss) for entry in log if entry.validation_loss is not None]
         if points:
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("optimiser step")
     axis.set_ylabel("validation loss, nats a token")
     axis.legend(frameon=False)

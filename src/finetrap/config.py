@@ -74,7 +74,7 @@ class Study(Record):
     limit_train: int | None = Field(default=None, ge=1)
     """Training examples at most."""
     limit_validation: int = Field(default=200, ge=10)
-    """Validation examples at most; they are cut from train."""
+    """Validation examples at most, and at most a quarter of limit_train; they are cut from train."""
     limit_test: int | None = Field(default=None, ge=1)
     """Test examples at most. Raising it later keeps what is trained."""
     retention: Names = ("hellaswag", "arc_easy", "wikitext2")

@@ -21,11 +21,17 @@ class TaskItems(NamedTuple):
 
 
 def load_tasks(study: Study) -> dict[str, TaskItems]:
-    """The study's target tasks."""
+    """The study's target tasks.
+
+    Where train is limited, validation is no more than a quarter of that: it is read five times in a run, and would
+    cost more than the training that it watches.
+    """
+    validation = study.limit_validation
+    if study.limit_train is not None:
+        validation = min(validation, max(10, study.limit_train // 4))
     return {
         name: TaskItems(
-            get_task(name),
-            load_splits(get_task(name), limit_train=study.limit_train, limit_validation=study.limit_validation),
+            get_task(name), load_splits(get_task(name), limit_train=study.limit_train, limit_validation=validation)
         )
         for name in study.tasks
     }

@@ -1,5 +1,6 @@
 """Results as a table for a terminal or a page of Markdown: one set of columns for both."""
 
+import re
 from collections.abc import Sequence
 from io import StringIO
 
@@ -143,6 +144,5 @@ def markdown_table(arms: Sequence[ArmResult]) -> str:
 def escape(text: str) -> str:
     """Text that stands as it is in Markdown, whatever a model or a data set wrote."""
     text = " ".join(text.split()).replace("\\", "\\\\")
-    for character in "|`*_<>[]#&$~!":
-        text = text.replace(character, f"\\{character}")
-    return text
+    # An underscore within a word is no emphasis, and most names here have one.
+    return re.sub(r"[|`*<>\[$&~#]|(?<!\w)_|_(?!\w)", lambda found: f"\\{found[0]}", text)
