@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from jaxtyping import install_import_hook
 
 # Shape annotations are checked in tests only; the hook has to be there before finetrap is imported.
-install_import_hook("finetrap", "beartype.beartype")
+install_import_hook("finetrap", "shape_checks.check")
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -1,56 +1,47 @@
 """Finding models and loading them: by folder, GGUF file and name."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from support import build_tiny_folder
 
 from finetrap.config import ModelSpec
 from finetrap.errors import StudyError
-from finetrap.models import choose_device, choose_dtype, find, load
+from finetrap.models import Source, choose_device, choose_dtype, find, load
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    build_tiny_folder(path, chat=True)
-    return path
-
-
-def _find(path: Path, **settings: object):
+def _find(path: Path, **settings: object) -> Source:
     return find(ModelSpec.model_validate({"name": str(path), **settings}))
 
 
-def test_a_folder_is_found_with_its_size_and_chat_template(folder: Path) -> None:
-    record = _find(folder).record
-    loaded = load(_find(folder), dtype=torch.float32, device="cpu")
+def test_a_folder_is_found_with_its_size_and_chat_template(tiny_folder: Path) -> None:
+    record = _find(tiny_folder).record
+    loaded = load(_find(tiny_folder), dtype=torch.float32, device="cpu")
     assert record.parameters == loaded.model.num_parameters()
     assert record.quantisation is None
     assert record.chat
-    assert record.label == str(folder)
+    assert record.label == str(tiny_folder)
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_place(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_the_fingerprint_follows_the_content_and_not_the_place(tiny_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    assert _find(copy).record.fingerprint == _find(folder).record.fingerprint
+    shutil.copytree(tiny_folder, copy)
+    assert _find(copy).record.fingerprint == _find(tiny_folder).record.fingerprint
     config = json.loads((copy / "config.json").read_text())
     config["rms_norm_eps"] = 0.1
     (copy / "config.json").write_text(json.dumps(config))
-    assert _find(copy).record.fingerprint != _find(folder).record.fingerprint
+    assert _find(copy).record.fingerprint != _find(tiny_folder).record.fingerprint
 
 
-def test_the_chat_template_can_be_left_out(folder: Path) -> None:
-    assert not _find(folder, chat=False).record.chat
+def test_the_chat_template_can_be_left_out(tiny_folder: Path) -> None:
+    assert not _find(tiny_folder, chat=False).record.chat
 
 
-def test_a_copy_to_train_leaves_the_base_as_it_was(folder: Path) -> None:
-    loaded = load(_find(folder), dtype=torch.float32, device="cpu")
+def test_a_copy_to_train_leaves_the_base_as_it_was(tiny_folder: Path) -> None:
+    loaded = load(_find(tiny_folder), dtype=torch.float32, device="cpu")
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     copy = loaded.copy()
     with torch.no_grad():
@@ -59,11 +50,9 @@ def test_a_copy_to_train_leaves_the_base_as_it_was(folder: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
 
 
-def test_weights_longer_than_the_file_are_refused(folder: Path, tmp_path: Path) -> None:
-    import shutil
-
+def test_weights_longer_than_the_file_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    shutil.copytree(folder, broken)
+    shutil.copytree(tiny_folder, broken)
     weights = next(broken.glob("*.safetensors"))
     data = weights.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])

@@ -156,16 +156,16 @@ def _train(
         raise StudyError(f"every training example of '{trial.task}' is longer than {limit} tokens.")
 
     model = loaded.copy()
-    with torch.random.fork_rng():
-        torch.manual_seed(trial.seed)
-        wrapped = method.prepare(model)
     steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs
     reporter.stage("training", steps)
 
     def progress(entry: TrainingLogEntry, _: int) -> None:
         reporter.advance(1, f"loss {entry.loss:.3f}")
 
-    with measure(str(model.device)) as measured, packed_attention_on(model):
+    with measure(str(model.device)) as measured, packed_attention_on(model), torch.random.fork_rng():
+        # Decides initialisation and dropout; the order of the data has a generator of its own.
+        torch.manual_seed(trial.seed)
+        wrapped = method.prepare(model)
         trained = train(
             model,
             rows,
