@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from finetrap.errors import StudyError
@@ -47,6 +48,7 @@ class TestSet:
     __test__ = False  # not a test case, whatever pytest makes of the name
 
 
+@lru_cache(maxsize=8)
 def load_splits(task: Task, *, limit_train: int | None = None, limit_validation: int | None = None) -> Splits:
     """Train and validation of a task; each a seeded-hash sample that a larger limit extends.
 
@@ -67,6 +69,7 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
 
 
+@lru_cache(maxsize=32)
 def load_test(task: Task, *, limit: int | None = None) -> TestSet:
     """The test examples of a task; the study logs each evaluation of them as a look."""
     return TestSet(sample(task.load("test"), limit))

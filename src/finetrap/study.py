@@ -153,7 +153,8 @@ def _run_model(study: Study, prepared: Prepared, source: Source, todo: Sequence[
     for planned in todo:
         with reporter.trial(_title(planned)):
             _run_one(study, prepared, planned, loaded, reporter)
-        gc.collect()
+        if is_trained(planned.trial.method):
+            gc.collect()  # a wrapped model holds itself in cycles, and memory is what limits the next one
 
 
 def _title(planned: Planned) -> str:
