@@ -186,7 +186,7 @@ def test_shots_are_different_rows_of_train(arc_easy):
 
 def test_more_shots_than_train_has_are_refused():
     with pytest.raises(StudyError, match="3 shots asked for, but train has 2"):
-        draw_shots(Splits(tuple(questions("a", "b")), (), ()), 3, seed=0)
+        draw_shots(Splits(train=tuple(questions("a", "b")), validation=(), carved=(), dropped=()), 3, seed=0)
 
 
 # --- packaged tasks --------------------------------------------------------------------------------------------------
