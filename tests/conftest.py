@@ -1,5 +1,6 @@
 """Tiny models and a byte tokenizer, made here; nothing is downloaded."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -70,6 +71,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, but for what peft 0.21 says under transformers 5.23 whenever it wraps a model."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: statsmodels collects garbage at every call, else a quarter of a second each."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
