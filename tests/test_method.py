@@ -212,3 +212,18 @@ def test_what_is_told_is_one_line(text):
     with pytest.raises(StudyError) as error:
         parse_arm(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("lora:dropout=1.5", "dropout=1.5: expected a share below 1"),
+        ("full:warmup=3", "warmup=3.0: expected a share of the steps"),
+        ("full:clip=0", "clip=0.0: nothing would train"),
+        ("full:learning_rate=0", "learning_rate=0.0: nothing would train"),
+        ("lora:rank=8,rank=16", "rank is set twice"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(arm, message):
+    with pytest.raises(StudyError, match=message):
+        parse_arm(arm)

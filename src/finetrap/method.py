@@ -36,6 +36,18 @@ class Training:
     clip: float = 1.0
     """The norm to which gradients are clipped."""
 
+    def __post_init__(self) -> None:
+        """Check what would train nothing or make no sense.
+
+        Raises:
+            StudyError: a setting is out of range.
+        """
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise StudyError(f"{name}={getattr(self, name)}: nothing would train; give a positive number.")
+        if self.warmup > 1:
+            raise StudyError(f"warmup={self.warmup}: expected a share of the steps, from 0 to 1.")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -104,6 +116,7 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
     missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
     if missing:
         raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
+    build(name, settings)
     return settings
 
 
@@ -160,5 +173,7 @@ def parse_arm(text: str) -> Arm:
         key, separator, value = pair.partition("=")
         if not separator or not value:
             raise StudyError(f"arm '{text}': '{pair}' is not of the form setting=value.")
+        if key.strip() in given:
+            raise StudyError(f"arm '{text}': {key.strip()} is set twice.")
         given[key.strip()] = value.strip()
     return Arm(name, chosen, complete_settings(chosen, given))

@@ -44,8 +44,11 @@ def strict_number(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number anywhere in the text, or None."""
-    found = [match.group(0) for match in _ANY.finditer(text)]
+    """The last number anywhere in the text, or None.
+
+    lm-evaluation-harness's pattern also takes "..." for one; what has no value is passed over here.
+    """
+    found = [match.group(0) for match in _ANY.finditer(text) if number_of(match.group(0)) is not None]
     return found[-1] if found else None
 
 
