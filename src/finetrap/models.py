@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def find(spec: ModelSpec) -> Source:
         StudyError: there is none, it is damaged, or its weights are a pickle.
     """
     preset = PRESETS.get(spec.name)
-    path = Path(spec.name).expanduser()
+    # Unlike Path's, these take a name that is too long, or a user who is not there, for what it is: no file here.
+    path = Path(os.path.expanduser(spec.name))
     revision = None
     if preset is not None and preset.gguf is not None:
         if not here(preset):
@@ -56,7 +58,7 @@ def find(spec: ModelSpec) -> Source:
                 f"the weights of '{spec.name}' are not on this machine; run: finetrap models get {spec.name}"
             )
         path = preset.gguf
-    elif preset is not None or not path.exists():
+    elif preset is not None or not os.path.exists(path):
         path, revision = _from_hub(spec)
     record = _gguf_record(spec.name, path) if path.is_file() else _folder_record(spec.name, path)
     aligned = preset.aligned if preset else record.chat
@@ -109,10 +111,7 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
     config = folder / "config.json"
     if not config.is_file():
         raise StudyError(f"{folder} has no config.json: it is not a model in Transformers format.")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{config} cannot be read: {error}.") from None
+    _json_object(config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
@@ -171,7 +170,17 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     config = folder / "tokenizer_config.json"
-    return config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
+    return config.is_file() and "chat_template" in _json_object(config)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise StudyError(f"{path} cannot be read: it holds no settings, but a {type(value).__name__}.")
+    return value
 
 
 def _fingerprint(paths: list[Path]) -> str:
