@@ -227,14 +227,17 @@ def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
     """
     from transformers import AutoTokenizer
 
-    folder = dequantised(source.path, source.record.fingerprint) if source.path.is_file() else source.path
     try:
+        folder = dequantised(source.path, source.record.fingerprint) if source.path.is_file() else source.path
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=source.trust_remote_code
         )
         model = load_weights(folder, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # Transformers and tokenizers raise what they please on a file that is not right, a bare Exception included.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says"
         raise StudyError(
             f"model '{source.record.name}' cannot be loaded as a causal language model: {reason}"
         ) from error
