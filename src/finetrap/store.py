@@ -85,7 +85,7 @@ class Store:
                 )
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise StudyError(f"{self.folder} is not empty and no study's folder; name another with --out.")
-        nearest = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        nearest = next(path for path in self._upwards() if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise StudyError(f"{self.folder} cannot be written to; name another folder with --out.")
 
@@ -95,7 +95,7 @@ class Store:
         Raises:
             StudyError: it does not.
         """
-        nearest = next(path for path in [self.folder, *self.folder.absolute().parents] if path.exists())
+        nearest = next(path for path in self._upwards() if path.exists())
         free = shutil.disk_usage(nearest).free
         if needed > free:
             raise StudyError(
@@ -105,12 +105,14 @@ class Store:
 
     @contextmanager
     def open(self, study: Study) -> Iterator[None]:
-        """Hold the folder for one process, and write the study into it.
+        """Hold the folder for one process, and write the study into it; a study that could not begin is taken back.
 
         Raises:
             StudyError: as `check`; another process holds it; the disk is full.
         """
         self.check(study)
+        new = not (self.folder / "study.yaml").is_file()
+        made = [path for path in self._upwards() if not path.exists()]
         with _disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
@@ -124,8 +126,16 @@ class Store:
                 settings = study.model_dump(mode="json", exclude_defaults=True)
                 self.write("study.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
                 yield
+            except (StudyError, OSError):
+                if new and not (self.folder / "trials").exists():
+                    _take_back(self.folder, made)
+                raise
             finally:
                 lock.release()
+
+    def _upwards(self) -> list[Path]:
+        """The folder and all above it."""
+        return [self.folder.absolute(), *self.folder.absolute().parents]
 
     def study(self) -> Study:
         """The study that wrote the folder."""
@@ -299,6 +309,14 @@ def _partial_folder(target: Path) -> Iterator[Path]:
         part.replace(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _take_back(folder: Path, made: Sequence[Path]) -> None:
+    """Delete what is in a folder, and those of its parents and itself that were made for it."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in made:
+        path.rmdir()
 
 
 def is_disk_error(error: BaseException | None) -> bool:
