@@ -74,6 +74,14 @@ class Store:
         Raises:
             StudyError: the folder belongs to another study or to something else, or is not writable.
         """
+        try:
+            self.folder.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise StudyError(
+                f"{self.folder} cannot be written to ({error.strerror}); name another folder with --out."
+            ) from None
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"{self.folder} is a file; name a folder with --out.")
         if (self.folder / "study.yaml").is_file():
