@@ -211,7 +211,10 @@ class Store:
         path = self.trial_folder(trial) / "train_log.jsonl"
         if not path.is_file():
             return []
-        return [TrainingLogEntry.model_validate_json(line) for line in path.read_text().splitlines()]
+        try:
+            return [TrainingLogEntry.model_validate_json(line) for line in path.read_bytes().splitlines()]
+        except (OSError, ValidationError) as error:
+            raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
 
     def begin(self, trial: Trial) -> Path:
         """Make a trial's folder, with its spec; what failed before is forgotten."""
