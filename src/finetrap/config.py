@@ -230,7 +230,8 @@ def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise StudyError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}.") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise StudyError(f"{path}{line}: not valid YAML: {problem}.") from None
     if not isinstance(values, dict) or node is None:
         raise StudyError(f"{path}: expected `key: value` lines, such as `models: [smollm2-135m-instruct-q4]`.")
     overrides = overrides or {}
