@@ -78,5 +78,7 @@ def _is_held(store: Store) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError:
+        return False  # where no lock can be taken, nothing is written either
     lock.release()
     return False

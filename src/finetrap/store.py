@@ -121,7 +121,7 @@ class Store:
         self.check(study)
         new = not (self.folder / "study.yaml").is_file()
         made = [path for path in self._upwards() if not path.exists()]
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
             try:
@@ -339,7 +339,7 @@ def is_disk_error(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """A full or forbidden disk is for the user to mend, not a bug."""
     try:
         yield
@@ -348,6 +348,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             raise StudyError(
                 f"no space left on the disk of {folder}; what is finished is kept. Make room, then run the same again."
             ) from error
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
             raise StudyError(f"{folder} cannot be written to; name another folder with --out.") from error
         raise

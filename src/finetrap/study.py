@@ -15,7 +15,7 @@ from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_fl
 from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Plan, Planned
 from finetrap.results import Results
-from finetrap.store import Store, is_disk_error
+from finetrap.store import Store, disk_errors, is_disk_error
 
 
 class Prepared(NamedTuple):
@@ -117,12 +117,17 @@ def _check_resources(study: Study, prepared: Prepared) -> None:
 
 
 def answer(study: Study, store: Store) -> Results:
-    """Derive the answer from the records, and write results.json and report.md."""
+    """Derive the answer from the records, and write results.json and report.md.
+
+    Raises:
+        StudyError: a record is damaged, or the folder cannot be written to.
+    """
     from finetrap.report import write_report
 
     results = build_results(study, store.plan(), store).within(store.folder)
-    store.write("results.json", results.to_json())
-    write_report(results, study, store)
+    with disk_errors(store.folder):
+        store.write("results.json", results.to_json())
+        write_report(results, study, store)
     return results
 
 
