@@ -70,6 +70,10 @@ class Method:
 method: Registry[Callable[..., Method]] = Registry("method", "finetrap.methods")
 
 _TRAINING_DEFAULTS: dict[str, float] = {}
+_NEVER_ZERO = frozenset({"learning_rate", "clip"})
+"""Settings with which nothing would be trained at zero."""
+_SHARES = frozenset({"warmup", "dropout"})
+"""Settings that lie between 0 and 1."""
 
 
 def trains(*, learning_rate: float) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
@@ -113,6 +117,10 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
         if key not in settings:
             raise unknown(f"setting of method '{name}'", key, settings)
         settings[key] = _convert(f"{name}:{key}", value, types[key])
+        if key in _NEVER_ZERO and settings[key] == 0:
+            raise StudyError(f"{name}:{key}={value}: expected a number above 0.")
+        if key in _SHARES and settings[key] >= 1:
+            raise StudyError(f"{name}:{key}={value}: expected a number from 0 to below 1.")
     missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
     if missing:
         raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
