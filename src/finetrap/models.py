@@ -138,6 +138,23 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
     )
 
 
+def check_checkpoint(folder: Path) -> None:
+    """Check the files of a checkpoint that the user already has. Torch is not needed.
+
+    Raises:
+        StudyError: it is neither a PEFT adapter nor a model, or has no weights as safetensors that are whole.
+    """
+    if not folder.exists():
+        raise StudyError(f"there is no checkpoint at {folder}.")
+    if not (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise StudyError(f"{folder} is neither a PEFT adapter (adapter_config.json) nor a model (config.json).")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise StudyError(f"{folder} has no weights as safetensors; save them with safe_serialization.")
+    for path in weights:
+        _parameters(path)
+
+
 def _parameters(path: Path) -> int:
     """Number of weights in a safetensors file, by its header.
 

@@ -10,7 +10,7 @@ from finetrap.answer import build_results
 from finetrap.config import Study
 from finetrap.errors import StudyError
 from finetrap.method import build, is_trained
-from finetrap.models import LoadedModel, Source, find
+from finetrap.models import LoadedModel, Source, check_checkpoint, find
 from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, missing, plan
 from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Plan, Planned
@@ -38,6 +38,10 @@ def prepare(study: Study, folder: Path, *, command: str | None = None) -> Prepar
     store = Store(folder)
     store.check(study)
     sources = [find(spec) for spec in study.models]
+    for arm in study.parsed_arms():
+        checkpoint = build(arm.method, arm.settings).checkpoint
+        if checkpoint is not None:
+            check_checkpoint(checkpoint)
     tasks = load_tasks(study)
 
     from finetrap.models import choose_device, choose_dtype

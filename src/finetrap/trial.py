@@ -107,16 +107,12 @@ def load_checkpoint(folder: Path, loaded: LoadedModel) -> "PreTrainedModel":
     """A trained model out of a PEFT adapter for `loaded`, merged, or out of a whole model's folder.
 
     Raises:
-        StudyError: it is neither, or does not fit the model.
+        StudyError: it does not fit the model.
     """
     from peft import PeftModel
 
     dtype, device = loaded.model.dtype, str(loaded.model.device)
     adapter = (folder / "adapter_config.json").is_file()
-    if not adapter and not (folder / "config.json").is_file():
-        raise StudyError(f"{folder} is neither a PEFT adapter (adapter_config.json) nor a model (config.json).")
-    if not any(folder.glob("*.safetensors")):
-        raise StudyError(f"{folder} has no weights as safetensors; save them with safe_serialization.")
     try:
         if adapter:
             wrapped = PeftModel.from_pretrained(
