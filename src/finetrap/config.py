@@ -102,12 +102,16 @@ class Study(Record):
         expanded: list[str] = []
         names: set[str] = set()
         for index, entry in enumerate(arms):
-            for arm in DEFAULT_ARMS if entry == "default" else (entry,):
+            for text in DEFAULT_ARMS if entry == "default" else (entry,):
                 try:
-                    names.add(parse_arm(arm).name)
+                    parsed = parse_arm(text)
                 except StudyError as error:
                     raise error.at("arms", index) from None
-                expanded.append(arm)
+                names.add(parsed.name)
+                if parsed.method == "checkpoint":
+                    # What the study's records say stays true in another folder, and when the checkpoint has gone.
+                    text = f"{parsed.name}=checkpoint:path={Path(parsed.settings['path']).resolve()}"
+                expanded.append(text)
         return (*(arm for arm in REFERENCE_ARMS if arm not in names), *expanded)
 
     @field_validator("device")

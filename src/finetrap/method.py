@@ -6,6 +6,7 @@ A method's keyword arguments are its settings; a method that trains also takes t
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -169,15 +170,17 @@ def parse_arm(text: str) -> Arm:
     if not name:
         raise StudyError(f"arm '{text}' has no name; write METHOD or NAME=METHOD:setting=value.")
     if equals and target not in method.names():
-        path = Path(text.partition("=")[2]).expanduser()
-        if path.exists():
+        # Unlike Path's, these take a name that is too long, or a user who is not there, for what it is: no file here.
+        path = Path(os.path.expanduser(text.partition("=")[2]))
+        if os.path.exists(path):
             return Arm(name, "checkpoint", complete_settings("checkpoint", {"path": str(path.resolve())}))
         if "/" in target or "\\" in target:
             raise StudyError(f"arm '{name}': there is no checkpoint at {path}.")
         raise unknown("method", target, method.names())
     chosen = target if equals else name
     given: dict[str, str | int | float] = {}
-    for pair in filter(None, tail.split(",")):
+    # A path may hold commas.
+    for pair in [tail] if chosen == "checkpoint" and tail else filter(None, tail.split(",")):
         key, separator, value = pair.partition("=")
         if not separator or not value:
             raise StudyError(f"arm '{text}': '{pair}' is not of the form setting=value.")
