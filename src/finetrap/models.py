@@ -88,8 +88,9 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     except Exception as error:
         # The hub's client raises a dozen unrelated types; each is an input that the user can mend.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        what = "is not on this machine" if preset else "is no preset and no file here"
         raise StudyError(
-            f"model '{spec.name}' is no preset and no file here, and the Hub did not give '{repository}': {reason}. "
+            f"model '{spec.name}' {what}, and the Hub did not give '{repository}': {reason}. "
             f"Give a local folder, or see `finetrap models`."
         ) from error
     return Path(folder), Path(folder).name
