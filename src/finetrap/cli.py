@@ -336,7 +336,8 @@ def call(command: Callable[..., object], arguments: list[str] | None = None) -> 
     except StudyError as error:
         typer.echo(f"error: {error}", err=True)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        # click makes an Abort of an interrupt; newer versions of typer make it an exit code.
         typer.echo("interrupted.", err=True)
         return 130
     except BrokenPipeError:
