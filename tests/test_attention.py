@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetrap.attention import PackedRow, Span, by_token_budget, logits_at, pack_causal, packed_attention_on
+from finetrap.attention import (
+    PackedRow,
+    Span,
+    by_token_budget,
+    check_packing,
+    logits_at,
+    pack_causal,
+    packed_attention_on,
+)
+from finetrap.errors import StudyError
 
 SEQUENCES = [[65, 66, 67], list(range(97, 122)), [42], list(range(30, 60)), list(range(8)), list(range(9))]
 """Two of them far longer than Gemma's window of 8, one exactly as long and one longer by one."""
@@ -89,3 +98,25 @@ def test_a_group_ends_only_where_the_next_length_does_not_fit(lengths, budget):
     groups = by_token_budget(lengths, budget)
     for group, following in pairwise(groups):
         assert sum(lengths[index] for index in [*group, following[0]]) > budget
+
+
+def test_every_tested_family_packs_without_a_leak(family, tiny_model):
+    check_packing(tiny_model(family))
+    check_packing(tiny_model(family, dtype=torch.bfloat16))
+
+
+def test_a_family_whose_layers_would_leak_is_refused():
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    config = Lfm2Config(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+        initializer_range=0.3,
+    )
+    with pytest.raises(StudyError, match="models of type 'lfm2' cannot be compared yet"):
+        check_packing(Lfm2ForCausalLM(config).eval())

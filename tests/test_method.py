@@ -217,10 +217,10 @@ def test_what_is_told_is_one_line(text):
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ("lora:dropout=1.5", "dropout=1.5: expected a share below 1"),
-        ("full:warmup=3", "warmup=3.0: expected a share of the steps"),
-        ("full:clip=0", "clip=0.0: nothing would train"),
-        ("full:learning_rate=0", "learning_rate=0.0: nothing would train"),
+        ("lora:dropout=1.5", "dropout=1.5: expected a number from 0 to below 1"),
+        ("full:warmup=3", "warmup=3: expected a number from 0 to below 1"),
+        ("full:clip=0", "clip=0: expected a number above 0"),
+        ("full:learning_rate=0", "learning_rate=0: expected a number above 0"),
         ("lora:rank=8,rank=16", "rank is set twice"),
     ],
 )

@@ -81,7 +81,12 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         scores = {arm: _scores(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
-        recommendations.append(recommend(model, task, group, scores, margin=study.margin))
+        incomplete = [
+            arm
+            for arm, ps in cells.items()
+            if any(store.evaluation(p.trial, e) is None for p in ps for e in p.evaluations)
+        ]
+        recommendations.append(recommend(model, task, group, scores, margin=study.margin, incomplete=incomplete))
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
         for p in plan.planned

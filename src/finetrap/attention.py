@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from finetrap.errors import StudyError
+
 NAME = "finetrap_packed"
 
 
@@ -115,6 +117,40 @@ def logits_at(
         packed=row,
     ).logits
     return logits[0].float()
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Check that sequences of a packed row do not see each other, and are what they are alone.
+
+    Most families of Transformers attend through its `AttentionInterface`. One that does not (state-space layers,
+    short convolutions, attention of its own) would leak from one sequence into the next without an error.
+
+    Raises:
+        StudyError: the model is of such a family.
+    """
+    one, other, last = ([10 + (a * i) % 90 for i in range(24)] for a in (3, 7, 11))
+    positions = torch.arange(len(one), len(one) + len(last), device=model.device)
+    try:
+        with packed_attention_on(model):
+            after_one, after_other = (
+                logits_at(model, pack_causal([first, last], model.device), positions) for first in (one, other)
+            )
+        alone = model(torch.tensor([last], device=model.device), use_cache=False).logits[0].float()
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise StudyError(_UNSUPPORTED.format(kind=model.config.model_type)) from error
+    size = alone.norm(dim=-1)
+    leaked = ((after_one - after_other).norm(dim=-1) / size).max()
+    differs = ((after_one - alone).norm(dim=-1) / size).max()
+    # What precedes must not matter at all; against the plain pass another kernel rounds otherwise.
+    if leaked > 1e-3 or differs > 0.1:
+        raise StudyError(_UNSUPPORTED.format(kind=model.config.model_type))
+
+
+_UNSUPPORTED = (
+    "models of type '{kind}' cannot be compared yet: their layers do not attend through Transformers' attention "
+    "interface, and sequences would leak into each other; take one of another family (`finetrap models`)."
+)
 
 
 def pack_causal(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedRow:

@@ -76,7 +76,7 @@ class Study(Record):
     limit_validation: int = Field(default=200, ge=10)
     """Validation examples at most, and at most a quarter of limit_train; they are cut from train."""
     limit_test: int | None = Field(default=None, ge=1)
-    """Test examples at most. Raising it later keeps what is trained."""
+    """Test examples at most. Raising it later re-uses the weights that `keep` kept."""
     retention: Names = ("hellaswag", "arc_easy", "wikitext2")
     """Tasks that show what is forgotten; siblings of the target are left out."""
     limit_retention: int = Field(default=200, ge=10)
@@ -149,6 +149,13 @@ class Study(Record):
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
+        kinds = {get_task(name).kind for name in self.tasks}
+        for name in self.out_of_distribution:
+            if {get_task(name).kind} != kinds:
+                raise StudyError(
+                    f"out_of_distribution task '{name}' is scored by {get_task(name).kind}, and the target by "
+                    f"{' or '.join(sorted(kinds))}: its prompt and shots would not fit."
+                )
         for name in self.tasks:
             target = get_task(name)
             if target.kind == "text":

@@ -10,12 +10,12 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from finetrap.errors import StudyError
-from finetrap.task import Example, Task
+from finetrap.task import Example, Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,9 @@ VALIDATION_SHARE = 0.1
 """Of train, cut off before any limit."""
 NEAR_DUPLICATE = 0.6
 """Jaccard similarity of word trigrams, numbers masked, from which two questions count as one."""
+
+TEMPLATE_DATE = "26 Jul 2024"
+"""What templates that write today's date write instead (Llama 3.2's own default): a prompt is the same every day."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,15 @@ def draw_shots(splits: Splits, shots: int, seed: int) -> tuple[Example, ...]:
     return tuple(random.Random(seed).sample(splits.train, shots))
 
 
+def sealed(task: Task) -> Task:
+    """The task without its data: what training gets, so that it cannot read test."""
+
+    def load(split: Split) -> tuple[Example, ...]:
+        raise RuntimeError(f"what trains or chooses reads no data by itself, least of all {split}")
+
+    return replace(task, load=load)
+
+
 class Prompt(NamedTuple):
     """What the model is given, as text and as token ids."""
 
@@ -166,7 +178,11 @@ class Encoder:
                 turns.append({"role": "user", "content": self.task.prompt(shot.question)})
                 turns.append({"role": "assistant", "content": shot.reference})
             turns.append({"role": "user", "content": self.task.prompt(example.question)})
-            text = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+                )
+            )
         else:
             solved = [f"{self._plain(shot.question)} {shot.reference}" for shot in shots]
             text = "\n\n".join([*solved, self._plain(example.question)])
@@ -218,10 +234,11 @@ def _eos(tokenizer: "PreTrainedTokenizerBase") -> int:
 
 
 def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that ends the assistant's turn: the first after its content in the chat template."""
+    """The token that ends the assistant's turn: the first special one after its content in the chat template."""
     content = "a b c"
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     tail = text[text.rindex(content) + len(content) :]
     ids: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids else _eos(tokenizer)
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return next((token for token in ids if token in special), None) or _eos(tokenizer)

@@ -7,6 +7,7 @@ A method's keyword arguments are its settings; a method that trains also takes t
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,18 +37,6 @@ class Training:
     """AdamW's decay (arXiv:1711.05101)."""
     clip: float = 1.0
     """The norm to which gradients are clipped."""
-
-    def __post_init__(self) -> None:
-        """Check what would train nothing or make no sense.
-
-        Raises:
-            StudyError: a setting is out of range.
-        """
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise StudyError(f"{name}={getattr(self, name)}: nothing would train; give a positive number.")
-        if self.warmup > 1:
-            raise StudyError(f"warmup={self.warmup}: expected a share of the steps, from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -125,7 +114,6 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
     missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
     if missing:
         raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
-    build(name, settings)
     return settings
 
 
@@ -169,6 +157,8 @@ def parse_arm(text: str) -> Arm:
     name = name.strip()
     if not name:
         raise StudyError(f"arm '{text}' has no name; write METHOD or NAME=METHOD:setting=value.")
+    if equals and not re.fullmatch(r"[\w.+-]{1,60}", name):
+        raise StudyError(f"arm name '{name}': write letters, digits and . + - _, 60 at most.")
     if equals and target not in method.names():
         # Unlike Path's, these take a name that is too long, or a user who is not there, for what it is: no file here.
         path = Path(os.path.expanduser(text.partition("=")[2]))

@@ -61,10 +61,16 @@ def find(spec: ModelSpec) -> Source:
     elif preset is not None or not os.path.exists(path):
         path, revision = _from_hub(spec)
     record = _gguf_record(spec.name, path) if path.is_file() else _folder_record(spec.name, path)
-    aligned = preset.aligned if preset else record.chat
-    chat = aligned if spec.chat is None else spec.chat
+    if spec.revision is not None and revision is None:
+        raise StudyError(f"--revision names a commit of a Hub repository, and '{spec.name}' is on this machine.")
+    known = preset or next((p for p in PRESETS.values() if p.hub == spec.name and p.package is None), None)
+    # Of a model that is not known, a chat template says most; a base model may carry one all the same.
+    aligned = known.aligned if known else record.chat
+    chat = aligned and record.chat if spec.chat is None else spec.chat
     if chat and not record.chat:
-        raise StudyError(f"model '{spec.name}' has no chat template; leave `chat` out, or set it to false.")
+        raise StudyError(
+            f"model '{spec.name}' has no chat template; leave --chat out (in a study file: `chat: false`)."
+        )
     record = record.model_copy(update={"aligned": aligned, "chat": chat, "revision": revision})
     return Source(record, path, spec.trust_remote_code)
 
@@ -113,7 +119,8 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
     if not config.is_file():
         raise StudyError(f"{folder} has no config.json: it is not a model in Transformers format.")
     _json_object(config)
-    weights = sorted(folder.glob("*.safetensors"))
+    # Some repositories carry the same weights a second time, as consolidated.safetensors.
+    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         if pickles:
@@ -125,7 +132,7 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
         raise StudyError(f"{folder} has no weights (*.safetensors).")
     parameters = sum(_parameters(path) for path in weights)
     tokenizer = [folder / file for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")]
-    extra = [folder / file for file in ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")]
+    extra = [folder / file for file in _DECIDING_FILES]
     if not any(path.is_file() for path in tokenizer):
         raise StudyError(f"{folder} has no tokenizer (tokenizer.json); save it beside the model.")
     present = [path for path in [config, *weights, *tokenizer, *extra] if path.is_file()]
@@ -137,6 +144,16 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
         aligned=False,
         chat=_has_chat_template(folder),
     )
+
+
+_DECIDING_FILES = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+"""What besides weights, configuration and vocabulary can change an answer."""
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -232,9 +249,9 @@ def choose_dtype(name: DType, device: str) -> "torch.dtype":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    # Private to torch, and not in every build of it.
+    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if device == "cpu" and has_bfloat16() else torch.float32
 
 
 def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:

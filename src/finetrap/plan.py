@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetrap.config import Study
-from finetrap.data import Splits, TestSet, draw_shots, load_splits, load_test
+from finetrap.data import Splits, TestSet, draw_shots, load_splits, load_test, sealed
 from finetrap.method import Arm, Method, build
 from finetrap.models import Source
 from finetrap.records import Evaluation, Planned, Purpose, Trial, digest, items_digest
@@ -14,7 +14,7 @@ from finetrap.task import Example, Task, get_task
 
 
 class TaskItems(NamedTuple):
-    """A task with what training may see of it."""
+    """A task, sealed, with what training may see of it."""
 
     task: Task
     splits: Splits
@@ -31,7 +31,8 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
         validation = min(validation, max(10, study.limit_train // 4))
     return {
         name: TaskItems(
-            get_task(name), load_splits(get_task(name), limit_train=study.limit_train, limit_validation=validation)
+            sealed(get_task(name)),
+            load_splits(get_task(name), limit_train=study.limit_train, limit_validation=validation),
         )
         for name in study.tasks
     }
@@ -79,7 +80,7 @@ def _planned(
         checkpoint=_checkpoint_digest(method),
     )
     shots = draw_shots(items.splits, method.shots, seed)
-    evaluations = [_evaluation(study, source, items.task, "target", shots)]
+    evaluations = [_evaluation(study, source, get_task(items.task.name), "target", shots)]
     for name in study.out_of_distribution:
         if name != items.task.name:
             evaluations.append(_evaluation(study, source, get_task(name), "out_of_distribution", shots))

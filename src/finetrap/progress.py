@@ -46,6 +46,7 @@ class TerminalReporter(Reporter):
         self._bars: Progress | None = None
         self._trials: TaskID | None = None
         self._stage: TaskID | None = None
+        self._what = ""
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
@@ -55,7 +56,12 @@ class TerminalReporter(Reporter):
         if not self.console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True) as bars:
             self._bars = bars
             self._trials = bars.add_task("trials", total=total)
@@ -77,7 +83,8 @@ class TerminalReporter(Reporter):
             if self._stage is not None:
                 self._bars.remove_task(self._stage)
             self._stage = self._bars.add_task(f"  {what}", total=total)
+            self._what = what
 
     def advance(self, done: int, note: str = "") -> None:
         if self._bars is not None and self._stage is not None:
-            self._bars.advance(self._stage, done)
+            self._bars.update(self._stage, advance=done, description=f"  {self._what} {note}".rstrip())

@@ -7,7 +7,9 @@ import numpy as np
 from scipy.stats import norm
 
 from finetrap import stats
+from finetrap.data import load_test
 from finetrap.results import ArmResult, Recommendation
+from finetrap.task import get_task
 
 CONFIDENCE = 0.9
 """Of the regret bound, one-sided."""
@@ -26,32 +28,41 @@ def cost_to_own(arm: ArmResult) -> float:
 
 
 def recommend(
-    model: str, task: str, arms: Sequence[ArmResult], scores: Mapping[str, stats.Scores], *, margin: float
+    model: str,
+    task: str,
+    arms: Sequence[ArmResult],
+    scores: Mapping[str, stats.Scores],
+    *,
+    margin: float,
+    incomplete: Sequence[str] = (),
 ) -> Recommendation:
     """The cheapest arm to own whose regret is bounded by `margin`; what harms or forgets is dropped first.
 
     Dropping is a second look at the same data, so that dropped arms stay in the bound: they can only raise it.
+    `scores` are the first seed's, as all that is bounded here. `incomplete` names arms that lack an evaluation or
+    a seed: nothing is recommended then, since the missing one may be the best, or the one that forgets.
     """
     by_name = {arm.arm: arm for arm in arms}
     candidates = [name for name in by_name if name != "constant"]
     dropped = {name: reason for name in candidates if (reason := _reason_to_drop(by_name[name]))}
     left = [name for name in candidates if name not in dropped]
-    if "zero_shot" not in by_name or not left:
+    if incomplete or not left:
         return Recommendation(
             model=model,
             task=task,
             method="undecided",
-            why=("The study is not complete.",),
+            why=(f"The study is not complete: {', '.join(incomplete) or 'no arm is left'}.",),
             confidence=None,
             regret_upper=None,
-            next_step="Run it again: what is done is kept.",
+            next_step="Run it again, with --retry-failed if something failed: what is done is kept.",
             dropped=dropped,
         )
-    leader = max(left, key=lambda name: (by_name[name].accuracy, -cost_to_own(by_name[name])))
+    accuracy = {name: float(scores[name].mean()) for name in candidates}
+    leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name])))
     trivial = scores.get("constant", np.zeros_like(scores["zero_shot"]))
     why = _why(by_name, left, dropped)
     if not any(stats.beats(scores[name], trivial) for name in candidates):
-        best = max(by_name[name].accuracy for name in candidates)
+        best = max(accuracy.values())
         return Recommendation(
             model=model,
             task=task,
@@ -78,7 +89,7 @@ def recommend(
             method=chosen,
             why=(
                 f"'{chosen}' is the cheapest to own of the arms that lose at most {_points(margin)} points against "
-                f"the best: {_percent(by_name[chosen].accuracy)}, at most {_points(bounds[chosen])} points behind.",
+                f"the best: {_percent(accuracy[chosen])}, at most {_points(bounds[chosen])} points behind.",
                 *why,
             ),
             confidence=CONFIDENCE,
@@ -92,13 +103,13 @@ def recommend(
         task=task,
         method="undecided",
         why=(
-            f"'{leader}' leads with {_percent(by_name[leader].accuracy)}, but on {len(trivial)} items it may still lie "
+            f"'{leader}' leads with {_percent(accuracy[leader])}, but on {len(trivial)} items it may still lie "
             f"{_points(bounds[leader])} points behind another arm; {_points(margin)} would be accepted.",
             *why,
         ),
         confidence=None,
         regret_upper=bounds[leader],
-        next_step=_next_step(leader, scores, candidates, margin),
+        next_step=_next_step(leader, scores, candidates, margin, available=len(load_test(get_task(task)).examples)),
         leader=leader,
         dropped=dropped,
     )
@@ -132,7 +143,9 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
     return lines
 
 
-def _next_step(leader: str, scores: Mapping[str, stats.Scores], candidates: Sequence[str], margin: float) -> str:
+def _next_step(
+    leader: str, scores: Mapping[str, stats.Scores], candidates: Sequence[str], margin: float, *, available: int
+) -> str:
     """How many test items would bring the leader's bound within the margin, if the scores stayed as they are."""
     n = len(scores[leader])
     z = float(norm.isf((1 - CONFIDENCE) / max(1, len(candidates) - 1)))
@@ -142,13 +155,15 @@ def _next_step(leader: str, scores: Mapping[str, stats.Scores], candidates: Sequ
             difference = scores[other] - scores[leader]
             room = margin - float(difference.mean())
             if room <= 0:
-                return "Run it with another seed (--seeds 3): an arm that was dropped scores higher than what is left."
+                return (
+                    f"'{other}' scores higher than '{leader}' but is out: mend what does harm in it, and compare again."
+                )
             needed = max(needed, float((difference**2).mean() - difference.mean() ** 2) * (z / room) ** 2)
-    items = math.ceil(needed / 100) * 100
-    return (
-        f"About {max(items, n + 100):,} test items would decide if the scores stay as they are (now {n:,}): raise "
-        f"--limit-test, which keeps what is trained; or accept a wider margin."
-    )
+    items = max(math.ceil(needed / 100) * 100, n + 100)
+    wanted = f"About {items:,} test items would decide if the scores stay as they are (now {n:,})"
+    if items > available:
+        return f"{wanted}, more than the {available:,} that the task has; accept a wider margin, or another task."
+    return f"{wanted}: raise --limit-test, which re-uses the weights that are kept; or accept a wider margin."
 
 
 def _percent(value: float) -> str:

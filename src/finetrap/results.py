@@ -174,6 +174,11 @@ class Recommendation(Record):
     dropped: dict[str, str] = Field(default_factory=dict)
     """Arm to the reason why it is out."""
 
+    @property
+    def undecided(self) -> bool:
+        """Whether no arm is recommended, and the model is not at the floor either."""
+        return self.method == "undecided"
+
 
 class Failure(Record):
     """A trial that failed; it has no score."""

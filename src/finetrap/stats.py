@@ -137,7 +137,7 @@ def mean_interval(differences: Sequence[Scores], scales: Sequence[float], *, alp
     mean = sum(float(d.mean()) * s for d, s in zip(differences, scales, strict=True)) / len(parts)
     variance = sum(v * s**2 for (_, v), s in zip(parts, scales, strict=True)) / len(parts) ** 2
     half = float(norm.isf(alpha / 2)) * math.sqrt(variance)
-    return Interval(mean - half, mean + half)
+    return Interval(max(-max(scales), mean - half), min(max(scales), mean + half))
 
 
 def ratio_interval(numerator: Scores, denominator: Scores, *, alpha: float = 0.05) -> Interval:
@@ -158,13 +158,13 @@ def regret_bounds(scores: dict[str, Scores], *, alpha: float = 0.10) -> dict[str
     """
     if len(scores) < 2:
         return dict.fromkeys(scores, 0.0)
-    z = float(norm.isf(alpha / (len(scores) - 1)))
+    quantile = float(t.isf(alpha / (len(scores) - 1), len(next(iter(scores.values()))) - 1))
     bounds = {}
     for name, own in scores.items():
         losses = []
         for other, theirs in scores.items():
             if other != name:
                 mean, variance = item_variance(theirs - own)
-                losses.append(mean + z * math.sqrt(variance))
+                losses.append(mean + quantile * math.sqrt(variance))
         bounds[name] = max(0.0, *losses)
     return bounds

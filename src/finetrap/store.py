@@ -26,7 +26,6 @@ from pydantic import ValidationError
 from finetrap.config import Study, load_study
 from finetrap.errors import StudyError
 from finetrap.records import (
-    Environment,
     Evaluation,
     EvaluationRecord,
     FailureRecord,
@@ -91,7 +90,7 @@ class Store:
                     f"{self.folder} belongs to another study ('{other.name}': {_identity(other)}); "
                     f"name another folder with --out."
                 )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise StudyError(f"{self.folder} is not empty and no study's folder; name another with --out.")
         nearest = next(path for path in self._upwards() if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -169,10 +168,6 @@ class Store:
             raise StudyError(f"the study in {self.folder} has not started; run it.")
         return _read(Plan, path)
 
-    def environment(self, key: str) -> Environment:
-        """An environment that records name."""
-        return _read(Environment, self._environment_path(key))
-
     def _environment_path(self, key: str) -> Path:
         return self.folder / "environments" / f"{key[:12]}.json"
 
@@ -240,7 +235,16 @@ class Store:
         """Delete an artifact; its records stay."""
         artifact = self.trial_folder(trial) / "artifact"
         if artifact.is_dir():
-            shutil.rmtree(artifact)
+            # Renamed first: an artifact is there whole or not at all.
+            going = artifact.with_name(".part-dropped")
+            shutil.rmtree(going, ignore_errors=True)
+            artifact.replace(going)
+            shutil.rmtree(going)
+
+    def forget_evaluations(self, trial: Trial) -> None:
+        """Delete the evaluations of an artifact that is trained again: all of them are to be of the same weights."""
+        for result in self.trial_folder(trial).glob("*/result.json"):
+            shutil.rmtree(result.parent)
 
     def save_failure(self, trial: Trial, failure: FailureRecord) -> None:
         """Say that a trial failed."""

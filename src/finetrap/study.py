@@ -115,7 +115,7 @@ def _check_resources(study: Study, prepared: Prepared) -> None:
     prepared.store.check_space(sum(rest.disk_bytes for _, rest in left))
     for planned, rest in left:
         trial = planned.trial
-        if rest.seconds and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
+        if rest.disk_bytes and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
             model = trial.model
             check_memory(model.parameters, dtype=prepared.dtype, device=prepared.device, name=model.name)
 
@@ -156,9 +156,11 @@ def _announcement(prepared: Prepared, todo: int) -> str:
 def _run_model(study: Study, prepared: Prepared, source: Source, todo: Sequence[Planned], reporter: Reporter) -> None:
     if not todo:
         return
+    from finetrap.attention import check_packing
     from finetrap.models import choose_dtype, load
 
     loaded = load(source, dtype=choose_dtype(study.dtype, prepared.device), device=prepared.device)
+    check_packing(loaded.model)
     for planned in todo:
         with reporter.trial(_title(planned)):
             _run_one(study, prepared, planned, loaded, reporter)
@@ -202,12 +204,18 @@ def _run_one(study: Study, prepared: Prepared, planned: Planned, loaded: LoadedM
 
 def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) -> None:
     """Keep of the weights what `keep` says."""
-    recommended = {(r.model, r.task, r.method) for r in results.recommendations}
+    recommended = {
+        (r.model, r.task, arm) for r in results.recommendations for arm in (r.method, r.leader if r.undecided else None)
+    }
+    kept = {
+        store.trial_folder(p.trial)
+        for p in resolved.planned
+        if (p.trial.model.label, p.trial.task, p.trial.arm) in recommended
+    }
     for planned in resolved.planned:
         trial = planned.trial
         if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
             continue
         adapter = build(trial.method, trial.settings).adapter
-        best = (trial.model.label, trial.task, trial.arm) in recommended
-        if study.keep == "none" or not (adapter or best):
+        if study.keep == "none" or not (adapter or store.trial_folder(trial) in kept):
             store.drop_weights(trial)

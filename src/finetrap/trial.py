@@ -46,6 +46,9 @@ def run_trial(
     trial = planned.trial
     store.begin(trial)
     method = build(trial.method, trial.settings)
+    if method.training is not None and store.artifact(trial) is None:
+        store.forget_evaluations(trial)
+        todo = list(planned.evaluations)
     model = _adapted(trial, method, loaded, items, store, reporter)
     adapted = replace(loaded, model=model)
     for evaluation in todo:
@@ -75,7 +78,7 @@ def _evaluate(
     examples = test_items(study, task, evaluation.purpose).examples
     store.log_look(trial, evaluation)
     reporter.stage(f"{evaluation.purpose.replace('_', ' ')}: {task.name}", len(examples))
-    with measure(environment.device) as measured:
+    with measure(str(adapted.model.device)) as measured:
         rows = evaluate(adapted, task, examples, asked, progress=reporter.advance)
     record = EvaluationRecord(
         evaluation=evaluation,

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from finetrap.errors import StudyError
 from finetrap.method import Method, Training, trains
 
 if TYPE_CHECKING:
@@ -11,9 +10,6 @@ if TYPE_CHECKING:
 
 
 def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_dora: bool) -> Method:
-    if dropout >= 1:
-        raise StudyError(f"dropout={dropout}: expected a share below 1.")
-
     def prepare(model: "PreTrainedModel") -> "Module":
         from peft import LoraConfig, get_peft_model
 
