@@ -350,3 +350,25 @@ def test_results_survive_json(records: Records) -> None:
     assert Results.model_validate_json(results.to_json()) == results
     frame = results.to_pandas()
     assert list(frame["arm"]) == ["constant", "zero_shot", "lora"]
+
+
+def test_nothing_is_recommended_from_an_incomplete_study(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows(_first(200)))
+    missing = Planned(trial=_trial("full", "full"), evaluations=(_evaluation("target", "gsm8k", "generate", 400),))
+    records.planned.append(missing)
+    (recommendation,) = records.results().recommendations
+    assert recommendation.method == "undecided"
+    assert recommendation.confidence is None
+    assert "not complete: full" in recommendation.why[0]
+
+
+def test_an_arm_whose_forgetting_was_not_measured_is_not_recommended(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=_first(100, 200), bits=1.0)
+    records.add("lora", "lora", _target_rows(_first(200)))
+    lora = records.planned[-1]
+    unmeasured = _evaluation("retention", "hellaswag", "choice", 200)
+    records.planned[-1] = lora.model_copy(update={"evaluations": (*lora.evaluations, unmeasured)})
+    (recommendation,) = records.results().recommendations
+    assert recommendation.method == "undecided"

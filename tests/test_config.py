@@ -235,3 +235,15 @@ def test_a_study_is_checked_before_torch_and_transformers_are_loaded():
     environment = {**os.environ, "PYTHONPATH": str(Path(finetrap.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_out_of_distribution_task_is_scored_like_the_target():
+    assert study(tasks="gsm8k", out_of_distribution="svamp").out_of_distribution == ("svamp",)
+    with pytest.raises(StudyError, match="'wikitext2' is scored by text, and the target by generate"):
+        study(tasks="gsm8k", out_of_distribution="wikitext2")
+
+
+@pytest.mark.parametrize("name", ["$x$", "[/x]", "a b", "x" * 61])
+def test_an_arm_name_that_charts_and_bars_would_read_as_markup_is_refused(name):
+    with pytest.raises(StudyError, match="write letters, digits"):
+        study(arms=f"{name}=lora")

@@ -18,6 +18,7 @@ from finetrap.data import (
     load_test,
     normalise,
     sample,
+    sealed,
 )
 from finetrap.errors import StudyError
 from finetrap.scoring import number_of
@@ -338,3 +339,29 @@ def test_the_blind_prompt_of_a_choice_task_leaves_its_question_out(tiny_tokenize
 def test_a_blind_prompt_that_would_be_empty_is_the_end_of_sequence_token(tiny_tokenizer):
     blind = Encoder(tiny_tokenizer, get_task("hellaswag"), chat=False).blind_prompt()
     assert tiny_tokenizer.convert_ids_to_tokens(blind.ids) == ["<|eos|>"]
+
+
+def test_the_end_of_turn_is_a_special_token_even_behind_a_line_break(tiny_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n<|im_end|>{% endfor %}"
+    encoder = Encoder(tokenizer, get_task("gsm8k"), chat=True)
+    assert encoder.end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tiny_tokenizer):
+    import copy
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    prompt = Encoder(tokenizer, get_task("gsm8k"), chat=True).prompt(get_task("gsm8k").load("train")[0])
+    assert prompt.text.startswith("26 Jul 2024")
+
+
+def test_what_trains_gets_a_task_without_its_data():
+    with pytest.raises(RuntimeError, match="reads no data by itself"):
+        sealed(get_task("gsm8k")).load("test")

@@ -73,3 +73,15 @@ def test_the_processor_is_always_there_and_float32_can_be_asked_for() -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(StudyError, match="'cuda' is not on this machine"):
         choose_device("cuda")
+
+
+def test_settings_of_generation_are_part_of_the_fingerprint(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_folder, copy)
+    (copy / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert _find(copy).record.fingerprint != _find(tiny_folder).record.fingerprint
+
+
+def test_a_revision_of_what_is_on_this_machine_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(StudyError, match="--revision names a commit of a Hub repository"):
+        _find(tiny_folder, revision="main")

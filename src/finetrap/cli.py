@@ -40,7 +40,9 @@ Arms = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for the records. Default: finetrap-NAME here.")]
 LimitTrain = Annotated[int | None, typer.Option(help="Training examples at most.")]
-LimitTest = Annotated[int | None, typer.Option(help="Test examples at most; raising it re-uses the weights that are kept.")]
+LimitTest = Annotated[
+    int | None, typer.Option(help="Test examples at most; raising it re-uses the weights that are kept.")
+]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds.", min=1)]
 LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
