@@ -118,7 +118,6 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
     config = folder / "config.json"
     if not config.is_file():
         raise StudyError(f"{folder} has no config.json: it is not a model in Transformers format.")
-    _json_object(config)
     # Some repositories carry the same weights a second time, as consolidated.safetensors.
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -136,6 +135,9 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
     if not any(path.is_file() for path in tokenizer):
         raise StudyError(f"{folder} has no tokenizer (tokenizer.json); save it beside the model.")
     present = [path for path in [config, *weights, *tokenizer, *extra] if path.is_file()]
+    for path in present:
+        if path.suffix == ".json":
+            _json_object(path)
     return ModelRecord(
         name=name,
         fingerprint=_fingerprint(present),
@@ -271,6 +273,8 @@ def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
     except Exception as error:
         # Transformers and tokenizers raise what they please on a file that is not right, a bare Exception included.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, LookupError):
+            reason = f"{type(error).__name__} {reason}"
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights have other shapes than its config.json says"
         raise StudyError(
