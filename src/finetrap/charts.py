@@ -112,14 +112,17 @@ def retention_chart(arms: Sequence[ArmResult], path: Path) -> bool:
 
 
 def learning_chart(logs: Mapping[str, Sequence[TrainingLogEntry]], path: Path) -> bool:
-    """Validation loss by step, one line a trained arm (first seed); False if nothing trained."""
-    if not any(logs.values()):
+    """Validation loss by step, one line a trained arm (first seed); False if nothing trained so far."""
+    validated = {
+        name: [(entry.step, entry.validation_loss) for entry in log if entry.validation_loss is not None]
+        for name, log in logs.items()
+    }
+    if not any(validated.values()):
         return False
     from matplotlib.ticker import MaxNLocator
 
     figure, (axis,) = _figure(6)
-    for colour, (name, log) in zip(_LINES * 3, logs.items(), strict=False):
-        points = [(entry.step, entry.validation_loss) for entry in log if entry.validation_loss is not None]
+    for colour, (name, points) in zip(_LINES * 3, validated.items(), strict=False):
         if points:
             axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name)
     axis.grid(axis="y", color="#dddddd", linewidth=0.8)
