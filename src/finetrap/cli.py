@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How to adapt a small language model to your task, answered with evidence.",
 )
-models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None, help="Models known by name.")
+models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
 
 Arms = Annotated[
