@@ -8,6 +8,7 @@ import numpy as np
 
 from finetrap import stats
 from finetrap.config import Study
+from finetrap.plan import missing
 from finetrap.recommend import recommend
 from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned
 from finetrap.results import (
@@ -90,7 +91,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
         for p in plan.planned
-        if (failure := store.failure(p.trial)) is not None
+        if (failure := store.failure(p.trial)) is not None and missing(p, store)
     )
     records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
     environments = {r.environment for r in records}
