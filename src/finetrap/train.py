@@ -158,7 +158,8 @@ def train(
         if step in validate_at:
             validated = validation_loss(model, validation)
             model.train()
-            if validated is not None and not math.isfinite(validated):
+            # After the last step no training loss tells any more. Not `>`, which a NaN would pass.
+            if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
                 outcome = "diverged"
                 break
             if validated is not None and step < steps and (best is None or validated < best):
