@@ -1,0 +1,90 @@
+"""What the tests of the command line share: a study file, a call, what a folder holds."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from finetrap.cli import app, call
+
+SMALL = {
+    "tasks": ["arc_easy"],
+    "arms": ["lora:rank=2"],
+    "limit_train": 16,
+    "limit_test": 10,
+    "limit_retention": 10,
+    "dtype": "float32",
+    "device": "cpu",
+}
+"""A study of seconds; float32 so that the same work gives the same numbers."""
+
+
+class Called(NamedTuple):
+    """What came of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+def called(capsys: pytest.CaptureFixture[str], *arguments: object) -> Called:
+    """Run a command in this process."""
+    capsys.readouterr()
+    code = call(app, [str(argument) for argument in arguments])
+    return Called(code, *capsys.readouterr())
+
+
+def study_file(folder: Path, model: Path | str, **settings: object) -> Path:
+    """Write a small study into `folder`; a setting that is None is left out."""
+    values = {"models": [str(model)], **SMALL, **settings}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+def model_copy(model: Path, target: Path, **config: object) -> Path:
+    """A copy of a model's folder, with settings of its config.json changed."""
+    shutil.copytree(model, target)
+    values = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**values, **config}))
+    return target
+
+
+def without_chat_template(model: Path, target: Path) -> Path:
+    """A copy of a model's folder, as a base model has it."""
+    shutil.copytree(model, target)
+    (target / "chat_template.jinja").unlink()
+    return target
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder below `folder`."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def rows_in(folder: Path) -> dict[str, list[dict[str, object]]]:
+    """The rows of every evaluation that is done in a study's folder, by its folder, which its keys name."""
+    return {
+        str(result.parent.relative_to(folder)): [
+            json.loads(line) for line in gzip.decompress((result.parent / "rows.jsonl.gz").read_bytes()).splitlines()
+        ]
+        for result in sorted(folder.glob("trials/*/*/result.json"))
+    }
+
+
+def written_at(folder: Path, name: str = "result.json") -> dict[str, int]:
+    """When each file called `name` of a study's trials was written, in ns."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.glob(f"trials/**/{name}"))}
+
+
+def trial_folder(folder: Path, arm: str) -> Path:
+    """The only trial of an arm."""
+    (found,) = folder.glob(f"trials/*--{arm}--seed*")
+    return found

@@ -1,0 +1,269 @@
+"""Which trials a study has, what names them, and what of them is still to be done."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetrap.config import ModelSpec, Study
+from finetrap.models import find
+from finetrap.plan import TaskItems, estimate, load_tasks, missing, plan
+from finetrap.records import Evaluation, EvaluationRecord, ItemRow, Planned, Trial
+from finetrap.store import Store
+
+Planner = Callable[..., list[Planned]]
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_folder: Path) -> Planner:
+    """The plan of a study of the tiny model on ARC-Easy; the same settings are planned once."""
+    tasks: dict[tuple[object, ...], dict[str, TaskItems]] = {}
+
+    def make(*, dtype: str = "float32", chat: bool | None = None, **settings: object) -> list[Planned]:
+        values = {"tasks": "arc_easy", "arms": ["few_shot", "lora"], "limit_train": 16, "limit_test": 10, **settings}
+        study = Study.model_validate({"models": str(tiny_folder), **values})
+        key = (study.tasks, study.limit_train, study.limit_validation)
+        if key not in tasks:
+            tasks[key] = load_tasks(study)
+        return plan(study, [find(ModelSpec(name=str(tiny_folder), chat=chat))], tasks[key], dtype=dtype)
+
+    return make
+
+
+def trial_of(planned: list[Planned], arm: str) -> Trial:
+    return next(p.trial for p in planned if p.trial.arm == arm)
+
+
+def asked_of(planned: list[Planned], arm: str, purpose: str = "target") -> list[Evaluation]:
+    return [e for p in planned if p.trial.arm == arm for e in p.evaluations if e.purpose == purpose]
+
+
+# --- which trials ----------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_arms_come_first(planned: Planner) -> None:
+    assert [p.trial.arm for p in planned()] == ["constant", "zero_shot", "few_shot", "lora"]
+
+
+def test_a_method_without_randomness_is_one_trial_whatever_the_seeds(planned: Planner) -> None:
+    seeds = [(p.trial.arm, p.trial.seed) for p in planned(seeds=[3, 5])]
+    assert seeds == [("constant", 0), ("zero_shot", 0), *((arm, s) for arm in ("few_shot", "lora") for s in (3, 5))]
+
+
+def test_every_task_has_every_arm(planned: Planner) -> None:
+    cells = {(p.trial.task, p.trial.arm) for p in planned(tasks=["arc_easy", "gsm8k"])}
+    assert cells == {(t, a) for t in ("arc_easy", "gsm8k") for a in ("constant", "zero_shot", "few_shot", "lora")}
+
+
+def test_an_arm_reads_of_train_and_validation_only_what_it_uses(planned: Planner) -> None:
+    trials = planned()
+    nothing = trial_of(trials, "zero_shot").train_items
+    lora, few_shot, constant = (trial_of(trials, arm) for arm in ("lora", "few_shot", "constant"))
+    assert lora.train_items == few_shot.train_items != nothing
+    assert constant.train_items not in (nothing, lora.train_items)
+    assert few_shot.validation_items == constant.validation_items == nothing != lora.validation_items
+
+
+def test_the_trivial_arm_counts_all_of_train_whatever_the_limit(planned: Planner) -> None:
+    keys = {trial_of(planned(limit_train=n), "constant").training_key for n in (16, 24)}
+    assert len(keys) == 1
+
+
+# --- what they are asked ---------------------------------------------------------------------------------------------
+
+
+def test_what_the_model_is_trained_for_is_not_a_measure_of_retention(planned: Planner) -> None:
+    asked = asked_of(planned(), "lora", "retention")
+    assert [e.task for e in asked] == ["hellaswag", "wikitext2"]
+
+
+def test_siblings_of_the_target_are_no_measure_of_retention(planned: Planner) -> None:
+    asked = asked_of(planned(tasks="gsm8k", retention=["svamp", "arc_easy"]), "lora", "retention")
+    assert [e.task for e in asked] == ["arc_easy"]
+
+
+def test_arms_that_only_prompt_are_not_asked_for_retention_but_for_the_reference(planned: Planner) -> None:
+    trials = planned()
+    assert [bool(asked_of(trials, arm, "retention")) for arm in ("constant", "zero_shot", "few_shot")] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_the_number_of_items_is_that_of_the_limits(planned: Planner) -> None:
+    trials = planned(limit_test=12, limit_retention=11)
+    assert {e.n for e in asked_of(trials, "lora")} == {12}
+    assert {e.n for e in asked_of(trials, "lora", "retention")} == {11}
+
+
+def test_another_task_is_asked_of_every_arm(planned: Planner) -> None:
+    trials = planned(tasks="gsm8k", out_of_distribution=["svamp"])
+    assert all([e.task for e in asked_of(trials, p.trial.arm, "out_of_distribution")] == ["svamp"] for p in trials)
+
+
+def test_shots_are_written_down_and_follow_the_seed(planned: Planner) -> None:
+    first, second = asked_of(planned(seeds=[1, 2]), "few_shot")
+    assert len(set(first.shots)) == len(set(second.shots)) == 5
+    assert first.shots != second.shots
+    assert first.shots == asked_of(planned(seeds=[1]), "few_shot")[0].shots
+
+
+def test_chat_is_for_generation_only(planned: Planner) -> None:
+    assert not any(e.chat for p in planned(chat=True) for e in p.evaluations)
+    generated = [e for p in planned(tasks="gsm8k", chat=True) for e in p.evaluations if e.kind == "generate"]
+    assert generated
+    assert all(e.chat for e in generated)
+
+
+# --- what names an artifact ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arms": ["few_shot", "other=few_shot", "lora"]},
+        {"limit_test": 20},
+        {"limit_retention": 30},
+        {"retention": []},
+        {"out_of_distribution": ["hellaswag"]},
+        {"seeds": [0, 1]},
+        {"margin": 0.1},
+        {"keep": "all"},
+        {"name": "another"},
+        {"learning_rate": 1e-3},
+        {"arms": ["few_shot", "lora:rank=16,alpha=32"]},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_does_not_decide_the_weights_keeps_the_training_key(planned: Planner, settings: dict[str, object]) -> None:
+    before, after = planned(), planned(**settings)
+    for arm in ("constant", "zero_shot", "few_shot", "lora"):
+        assert trial_of(after, arm).training_key == trial_of(before, arm).training_key
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"arms": ["few_shot", "lora:rank=8"]},
+        {"learning_rate": 2e-3},
+        {"epochs": 2},
+        {"batch_size": 8},
+        {"seeds": [1]},
+        {"dtype": "bfloat16"},
+        {"limit_train": 24},
+        {"limit_train": 200, "limit_validation": 10},
+        {"chat": False},
+        {"tasks": "gsm8k"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_decides_the_weights_changes_the_training_key(planned: Planner, settings: dict[str, object]) -> None:
+    before, after = trial_of(planned(), "lora"), trial_of(planned(**settings), "lora")
+    assert after.training_key != before.training_key
+
+
+def test_the_name_of_an_arm_is_not_part_of_the_training_key(planned: Planner) -> None:
+    trials = planned(arms=["lora", "mine=lora"])
+    assert trial_of(trials, "mine").training_key == trial_of(trials, "lora").training_key
+
+
+def test_where_a_model_lies_is_not_part_of_the_training_key(planned: Planner) -> None:
+    trial = trial_of(planned(), "lora")
+    moved = trial.model_copy(update={"model": trial.model.model_copy(update={"name": "/elsewhere"})})
+    assert moved.training_key == trial.training_key
+
+
+@pytest.mark.parametrize("field", ["task_version", "protocol"])
+def test_another_version_changes_the_training_key(planned: Planner, field: str) -> None:
+    trial = trial_of(planned(), "lora")
+    assert trial.model_copy(update={field: 99}).training_key != trial.training_key
+
+
+def test_another_model_changes_the_training_key(planned: Planner) -> None:
+    trial = trial_of(planned(), "lora")
+    other = trial.model.model_copy(update={"fingerprint": "f" * 64})
+    assert trial.model_copy(update={"model": other}).training_key != trial.training_key
+
+
+def test_a_checkpoint_is_named_by_its_content(planned: Planner, tiny_folder: Path, tmp_path: Path) -> None:
+    from support import model_copy
+
+    same, other = tmp_path / "same", tmp_path / "other"
+    model_copy(tiny_folder, same)
+    model_copy(tiny_folder, other, rms_norm_eps=0.1)
+    first = trial_of(planned(arms=[f"mine={same}"]), "mine").training_key
+    same.rename(tmp_path / "moved")
+    assert trial_of(planned(arms=[f"mine={tmp_path / 'moved'}"]), "mine").training_key == first
+    assert trial_of(planned(arms=[f"mine={other}"]), "mine").training_key != first
+
+
+# --- what names predictions ------------------------------------------------------------------------------------------
+
+
+def test_more_test_items_are_another_evaluation(planned: Planner) -> None:
+    (few,), (more,) = asked_of(planned(), "lora"), asked_of(planned(limit_test=20), "lora")
+    assert few.key("artifact") != more.key("artifact")
+
+
+def test_another_artifact_is_another_evaluation(planned: Planner) -> None:
+    (asked,) = asked_of(planned(), "lora")
+    assert asked.key("one") != asked.key("other")
+
+
+def test_what_an_evaluation_is_for_does_not_change_its_predictions(planned: Planner) -> None:
+    (asked,) = asked_of(planned(), "lora")
+    assert asked.model_copy(update={"purpose": "retention"}).key("artifact") == asked.key("artifact")
+
+
+@pytest.mark.parametrize(
+    "change", [{"shots": ("a",)}, {"chat": True}, {"max_new_tokens": 7}, {"items": "x"}, {"task_version": 2}]
+)
+def test_another_prompt_decoding_or_item_is_another_evaluation(planned: Planner, change: dict[str, object]) -> None:
+    (asked,) = asked_of(planned(), "lora")
+    assert asked.model_copy(update=change).key("artifact") != asked.key("artifact")
+
+
+# --- what is left ----------------------------------------------------------------------------------------------------
+
+
+def _save(store: Store, trial: Trial, evaluation: Evaluation) -> None:
+    record = EvaluationRecord(
+        evaluation=evaluation,
+        eval_seconds=1,
+        peak_memory_bytes=1,
+        prompt_tokens=1,
+        output_tokens=1,
+        environment="e",
+        finished="now",
+    )
+    store.save_evaluation(trial, record, [ItemRow(id="a", prompt="p")])
+
+
+def test_what_is_done_is_not_planned_again(planned: Planner, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    lora = next(p for p in planned() if p.trial.arm == "lora")
+    assert missing(lora, store) == list(lora.evaluations)
+    _save(store, lora.trial, lora.evaluations[0])
+    assert missing(lora, store) == list(lora.evaluations[1:])
+
+
+def test_an_arm_under_another_name_is_done_when_the_first_is(planned: Planner, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    one, same = (p for p in planned(arms=["lora", "mine=lora"]) if p.trial.method == "lora")
+    for evaluation in one.evaluations:
+        _save(store, one.trial, evaluation)
+    assert not missing(same, store)
+
+
+def test_what_is_done_is_estimated_to_take_nothing(planned: Planner, tmp_path: Path, tiny_folder: Path) -> None:
+    store = Store(tmp_path)
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "arc_easy", "limit_train": 16, "limit_test": 10})
+    lora = next(p for p in planned() if p.trial.arm == "lora")
+    items = load_tasks(study)["arc_easy"]
+    left = estimate(study, lora, items, store, flops=1e9)
+    assert left.seconds > 0
+    assert left.disk_bytes > 0
+    for evaluation in lora.evaluations:
+        _save(store, lora.trial, evaluation)
+    assert estimate(study, lora, items, store, flops=1e9) == (0.0, 0)
