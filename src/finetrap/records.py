@@ -95,7 +95,7 @@ class Trial(Record):
 def slug(name: str) -> str:
     """A name that is safe as one part of a path."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name).strip(".-")
-    return kept[-60:] or digest(name)[:12]
+    return kept[-60:].lstrip(".-") or digest(name)[:12]
 
 
 class Evaluation(Record):
