@@ -84,6 +84,8 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def write_gguf(path: Path) -> Path:
     writer = GGUFWriter(path, "lama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(32)
     writer.add_tensor("token_embd.weight", np.zeros((64, 32), dtype=np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

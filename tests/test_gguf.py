@@ -14,6 +14,8 @@ from finetrap.gguf import read_header
 def gguf_file(tmp_path: Path) -> Path:
     path = tmp_path / "model.gguf"
     writer = GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(32)
     writer.add_tokenizer_pre("smollm")
     writer.add_chat_template("{{ messages }}")
     writer.add_tensor("token_embd.weight", np.zeros((64, 32), dtype=np.float16))
@@ -45,4 +47,16 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 not a model")
     with pytest.raises(StudyError, match="is not a GGUF file"):
+        read_header(path)
+
+
+def test_a_file_that_does_not_say_its_sizes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((64, 32), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(StudyError, match=r"does not say its llama\.block_count"):
         read_header(path)

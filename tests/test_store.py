@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import called, contents, model_copy, rows_in, study_file, trial_folder, written_at
 
 from finetrap import store as store_module
-from finetrap.config import load_study
+from finetrap.config import load_study, make_study
 from finetrap.errors import StudyError
 from finetrap.method import Method, Training, method
 from finetrap.records import Evaluation, EvaluationRecord, ItemRow, ModelRecord, TrainingRecord, Trial, slug
@@ -423,3 +423,22 @@ def test_a_folder_is_free_again_once_a_study_is_over(tmp_path: Path) -> None:
         pass
     with store.open(study), pytest.raises(StudyError, match="another finetrap is writing"), store.open(study):
         pass
+
+
+def test_a_folder_with_hidden_files_of_the_users_is_neither_taken_nor_emptied(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").write_text("ref")
+    with pytest.raises(StudyError, match="is not empty"):
+        Store(tmp_path).check(make_study({"models": "tiny", "tasks": "gsm8k"}))
+    assert (tmp_path / ".git" / "HEAD").read_text() == "ref"
+
+
+def test_what_a_killed_process_left_half_written_is_swept_up(tmp_path):
+    study = make_study({"models": "tiny", "tasks": "gsm8k"})
+    part = tmp_path / "study" / "trials" / "one" / ".part-x"
+    store = Store(tmp_path / "study")
+    with store.open(study):
+        part.mkdir(parents=True)
+        (part / "model.safetensors").write_text("half")
+    with store.open(study):
+        assert not part.exists()

@@ -289,10 +289,11 @@ def _run(study: "Study", out: Path | None, *, dry_run: bool, retry_failed: bool,
     folder = out or study.default_folder()
     command = shlex.join(["finetrap", *sys.argv[1:]])
     if dry_run:
-        from finetrap.listing import dry_run_text
+        from finetrap.listing import dry_run_json, dry_run_text
         from finetrap.study import estimates, prepare
 
-        typer.echo(dry_run_text(estimates(study, prepare(study, folder)), folder))
+        left = estimates(study, prepare(study, folder))
+        typer.echo(dry_run_json(left) if json else dry_run_text(left, folder))
         return
     from finetrap.progress import TerminalReporter
     from finetrap.study import run as run_study

@@ -47,6 +47,12 @@ def read_header(path: Path) -> GGUFHeader:
             raise StudyError(f"{path} is a truncated GGUF file: '{tensor.name}' is not all there; download it again.")
         name = GGMLQuantizationType(tensor.tensor_type).name
         weights[name] = weights.get(name, 0) + int(tensor.n_elements)
+    architecture = reader.get_field("general.architecture")
+    kind = str(architecture.contents()) if architecture else "?"
+    for size in ("block_count", "embedding_length"):
+        # Transformers would put a large model's sizes in their place.
+        if reader.get_field(f"{kind}.{size}") is None:
+            raise StudyError(f"{path} is no language model that can be loaded: it does not say its {kind}.{size}.")
     pre = reader.get_field("tokenizer.ggml.pre")
     return GGUFHeader(
         quantisation=max(weights, key=lambda name: weights[name]),

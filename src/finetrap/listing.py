@@ -1,6 +1,7 @@
 """Lists that commands print: models, methods, tasks, what a study would take, where its answer lies."""
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def dry_run_text(estimates: Sequence[tuple[Planned, Estimate]], folder: Path) ->
         f"{len(estimates)} trials, roughly {_time(seconds)} and {disk / 2**20:,.0f} MiB in {folder}; nothing was run."
     )
     return "\n".join(lines)
+
+
+def dry_run_json(estimates: Sequence[tuple[Planned, Estimate]]) -> str:
+    """The same for a program."""
+    rows = [{**planned.model_dump(mode="json"), **left._asdict()} for planned, left in estimates]
+    return json.dumps(rows, indent=1)
 
 
 def _time(seconds: float) -> str:

@@ -90,7 +90,7 @@ class Store:
                     f"{self.folder} belongs to another study ('{other.name}': {_identity(other)}); "
                     f"name another folder with --out."
                 )
-        elif self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(not _is_ours(path) for path in self.folder.iterdir()):
             raise StudyError(f"{self.folder} is not empty and no study's folder; name another with --out.")
         nearest = next(path for path in self._upwards() if path.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -130,6 +130,9 @@ class Store:
                     f"another finetrap is writing to {self.folder}; wait for it, or name another."
                 ) from None
             try:
+                for part in (self.folder / "trials").glob("*/.part-*"):
+                    # Left by a process that was killed while it wrote, or deleted, weights.
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
                 settings = study.model_dump(mode="json", exclude_defaults=True)
                 self.write("study.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
                 yield
@@ -235,11 +238,10 @@ class Store:
         """Delete an artifact; its records stay."""
         artifact = self.trial_folder(trial) / "artifact"
         if artifact.is_dir():
-            # Renamed first: an artifact is there whole or not at all.
-            going = artifact.with_name(".part-dropped")
-            shutil.rmtree(going, ignore_errors=True)
-            artifact.replace(going)
-            shutil.rmtree(going)
+            # Moved away first: an artifact is there whole or not at all.
+            part = Path(tempfile.mkdtemp(prefix=".part-", dir=artifact.parent))
+            artifact.replace(part / "artifact")
+            shutil.rmtree(part)
 
     def forget_evaluations(self, trial: Trial) -> None:
         """Delete the evaluations of an artifact that is trained again: all of them are to be of the same weights."""
@@ -326,10 +328,16 @@ def _partial_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what a process leaves that was killed before it could write study.yaml."""
+    return path.name == ".lock" or path.name.startswith(".part-")
+
+
 def _take_back(folder: Path, made: Sequence[Path]) -> None:
-    """Delete what is in a folder, and those of its parents and itself that were made for it."""
+    """Delete what a study writes before its first trial, and the folder and its parents if they were made for it."""
     for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if _is_ours(path) or path.name in ("study.yaml", "plan.json", "environments", "looks.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in made:
         path.rmdir()
 
