@@ -2,7 +2,7 @@
 
 from finetrap import Study
 
-results = Study(models="smollm2-135m-instruct-q4", tasks="arc_easy", limit_train=400, limit_test=500).run()
+results = Study(models="smollm2-135m-instruct-q4", tasks="arc_easy", limit_train=400, limit_test=300).run()
 print(results.table())
 """
 
