@@ -47,7 +47,13 @@ def _save(figure: "Figure", path: Path) -> None:
     figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None, "Creator": "finetrap"})
 
 
+def _forgets(arm: ArmResult) -> bool:
+    return arm.retention is not None and arm.retention.verdict == "harm"
+
+
 def _colour(arm: ArmResult) -> str:
+    if _forgets(arm):
+        return _COLOURS["harm"]
     return _COLOURS[arm.vs_zero_shot.verdict] if arm.vs_zero_shot else _REFERENCE
 
 
@@ -65,6 +71,7 @@ def accuracy_chart(arms: Sequence[ArmResult], path: Path) -> None:
         axis.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="round")
         axis.plot(100 * arm.accuracy, row, "o", color=colour, markersize=8)
         verdict = arm.vs_zero_shot.verdict.replace("_", " ") if arm.vs_zero_shot else ""
+        verdict += ", but forgets" if _forgets(arm) else ""
         axis.annotate(
             f"{100 * arm.accuracy:.1f}%  {verdict}", (high, row), (8, 0), textcoords="offset points", va="center"
         )
