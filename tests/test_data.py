@@ -9,17 +9,14 @@ from hypothesis import strategies as st
 from tokenizers import processors
 
 from finetrap.data import (
-    NEAR_DUPLICATE,
     Encoder,
     Splits,
-    clusters,
     draw_shots,
     load_splits,
     load_test,
-    normalise,
-    sample,
     sealed,
 )
+from finetrap.duplicates import NEAR_DUPLICATE, clusters, normalise, sample
 from finetrap.errors import StudyError
 from finetrap.scoring import number_of
 from finetrap.task import Example, Task, get_task

@@ -10,7 +10,7 @@ from finetrap import stats
 from finetrap.config import Study
 from finetrap.plan import missing
 from finetrap.recommend import recommend
-from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned
+from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned, TaskRecord
 from finetrap.results import (
     ArmCost,
     ArmResult,
@@ -26,7 +26,6 @@ from finetrap.results import (
     VersusZeroShot,
 )
 from finetrap.store import Store
-from finetrap.task import get_task
 
 ALPHA = 0.05
 TRUNCATED_WARNING = 0.05
@@ -78,7 +77,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store)).planned}
         if not done:
             continue
-        group = _arm_results(study, done)
+        group = _arm_results(study, done, plan.tasks.get(task))
         scores = {arm: _scores(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
@@ -87,7 +86,10 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
             for arm, ps in cells.items()
             if any(store.evaluation(p.trial, e) is None for p in ps for e in p.evaluations)
         ]
-        recommendations.append(recommend(model, task, group, scores, margin=study.margin, incomplete=incomplete))
+        available = plan.tasks[task].test_available if task in plan.tasks else len(scores["zero_shot"])
+        recommendations.append(
+            recommend(model, task, group, scores, margin=study.margin, available=available, incomplete=incomplete)
+        )
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
         for p in plan.planned
@@ -117,6 +119,12 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
 
 def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> list[str]:
     warnings = []
+    for name, facts in plan.tasks.items():
+        if facts.test_carved:
+            warnings.append(
+                f"{name}: no test set was given; {facts.test_available} rows were cut from train as one, "
+                f"near-duplicates kept together. Questions of another source may be harder."
+            )
     for task, count in plan.dropped_train_rows.items():
         if count:
             warnings.append(f"{task}: {count} train rows stand in test; they were left out of train.")
@@ -124,6 +132,11 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
         if arm.truncated_rate > TRUNCATED_WARNING:
             warnings.append(
                 f"{arm.arm} on {arm.task}: the limit of new tokens cut off {arm.truncated_rate:.0%} of its answers."
+            )
+        if arm.skipped_too_long:
+            warnings.append(
+                f"{arm.arm} on {arm.task}: {arm.skipped_too_long} training examples are longer than the model reads; "
+                f"they were left out."
             )
         if arm.diverged_seeds:
             warnings.append(
@@ -137,11 +150,11 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
     return warnings
 
 
-def _arm_results(study: Study, cells: dict[str, _Cell]) -> list[ArmResult]:
+def _arm_results(study: Study, cells: dict[str, _Cell], task: TaskRecord | None) -> list[ArmResult]:
     versus = _versus_zero_shot(study, cells)
     reference = cells.get("zero_shot")
     compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
-    return [_arm_result(study, cell, reference, versus.get(arm), compared) for arm, cell in cells.items()]
+    return [_arm_result(study, cell, reference, versus.get(arm), compared, task) for arm, cell in cells.items()]
 
 
 def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, VersusZeroShot]:
@@ -211,7 +224,12 @@ def _same_sign_by_every_rule(rows: Sequence[ItemRow], zero: Sequence[ItemRow], d
 
 
 def _arm_result(
-    study: Study, cell: _Cell, reference: _Cell | None, versus: VersusZeroShot | None, compared: int
+    study: Study,
+    cell: _Cell,
+    reference: _Cell | None,
+    versus: VersusZeroShot | None,
+    compared: int,
+    task: TaskRecord | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
@@ -232,15 +250,27 @@ def _arm_result(
         accuracy_strict=float(np.mean([row.strict for row in every])) if generates else None,
         accuracy_raw=None if generates else float(np.mean([row.raw for row in every])),
         format_rate=float(np.mean([row.formatted for row in every])) if generates else None,
+        macro_f1=_mean([stats.macro_f1([(r.gold, r.extracted) for r in rows]) for rows in cell.target])
+        if task is not None and task.classes
+        else None,
+        fields=_fields(every),
+        rule=task.rule if task is not None else "",
         vs_zero_shot=versus,
         retention=_retention(study, cell, reference, compared),
         out_of_distribution=tuple(_out_of_distribution(cell, reference)),
         cost=_cost(cell),
         outcomes={outcome: counts[outcome] for outcome in sorted(counts)},
         truncated_rate=float(np.mean([row.truncated for row in every])),
+        skipped_too_long=max((record.skipped_too_long for record in trainings.values()), default=0),
         diverged_seeds=tuple(seed for seed, record in trainings.items() if record.outcome == "diverged"),
         shots={str(p.trial.seed): _target(p).shots for p in cell.planned if _target(p).shots},
     )
+
+
+def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
+    """Of structured answers: by field, the share of the items with it in which it matches."""
+    names = sorted({name for row in rows for name in row.parts})
+    return {name: _mean([row.parts[name] for row in rows if name in row.parts]) for name in names}
 
 
 def _cost(cell: _Cell) -> ArmCost:
@@ -281,7 +311,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     normalised: list[float] = []
     text: list[tuple[ItemRow, ItemRow]] = []
     for name, rows in after.items():
-        if get_task(name).kind == "text":
+        if rows[0].bits is not None:
             text.extend(zip(rows, before[name], strict=True))
             continue
         a, b = _scores(rows), _scores(before[name])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from finetrap.config import Study
+    from finetrap.own_data import OwnData
     from finetrap.results import Results
 
 app = typer.Typer(
@@ -56,6 +57,37 @@ KeepOption = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    from finetrap.registry import load_plugin
+
+    for path in paths or ():
+        load_plugin(path)
+    return paths
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="Python file with methods, tasks or scorers of yours; it is run. Again for more.",
+        callback=_load_plugins,
+        is_eager=True,
+    ),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with copies of Hub data sets (ORG/NAME or NAME).")]
+TestData = Annotated[str | None, typer.Option("--test", help="Test rows, likewise. Default: a fifth of train.")]
+PromptField = Annotated[str | None, typer.Option(help="Column of the question. Default: prompt, or messages (chat).")]
+AnswerField = Annotated[str | None, typer.Option(help="Column of the answer. Default: answer, or the last turn.")]
+CompletionField = Annotated[str | None, typer.Option(help="Column of the text to train on. Default: the answer.")]
+ChoicesField = Annotated[str | None, typer.Option(help="Column of the choices: makes it multiple choice.")]
+PromptTemplate = Annotated[str | None, typer.Option(help="What is asked; {prompt} is the question, \\n a new line.")]
+System = Annotated[str | None, typer.Option(help="System message in front of every question.")]
+Score = Annotated[
+    str | None, typer.Option(help="exact (default), number, label, json, contains, regex:PATTERN or a plugin's.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -98,7 +130,21 @@ def demo(
 @app.command()
 def compare(
     model: Annotated[str, typer.Option(help="Preset, Hub id, local folder or GGUF file.")],
-    task: Annotated[str, typer.Option(help="One of `finetrap tasks`.")],
+    task: Annotated[str | None, typer.Option(help="One of `finetrap tasks`; or --train for data of your own.")] = None,
+    train: Annotated[
+        str | None, typer.Option(help="Rows of your own: .jsonl, .csv, .parquet, or a data set of the Hub.")
+    ] = None,
+    test: TestData = None,
+    prompt_field: PromptField = None,
+    answer_field: AnswerField = None,
+    completion_field: CompletionField = None,
+    choices_field: ChoicesField = None,
+    prompt_template: PromptTemplate = None,
+    system: System = None,
+    score: Score = None,
+    max_new_tokens: MaxNewTokens = None,
+    data_dir: DataDir = None,
+    plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
     limit_train: LimitTrain = None,
@@ -123,11 +169,27 @@ def compare(
     """Compare ways of adapting one model to one task.
 
     Example: finetrap compare --model smollm2-135m-instruct-q4 --task gsm8k --limit-train 256 --limit-test 200
+    Example: finetrap compare --model smollm2-135m-instruct-q4 --train tickets.csv --prompt-field text
+    --answer-field queue --score label
     """
     from finetrap.config import make_study
 
     spec = _given(name=model, revision=revision, chat=chat, trust_remote_code=trust_remote_code or None)
+    own = _own_data(
+        task,
+        train=train,
+        test=test,
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        completion_field=completion_field,
+        choices_field=choices_field,
+        prompt_template=prompt_template,
+        system=system,
+        score=score,
+        max_new_tokens=max_new_tokens,
+    )
     values = _given(
+        data_dir=data_dir,
         arms=arm or None,
         limit_train=limit_train,
         limit_test=limit_test,
@@ -138,14 +200,16 @@ def compare(
         dtype=dtype,
         keep=keep,
     )
-    name = f"{Path(model).name or model}-{task}"
-    study = make_study({"name": name[:100], "models": [spec], "tasks": [task], **values})
+    name = f"{Path(model).name or model}-{own.task_name if own else task}"
+    study = make_study({"name": name[:100], "models": [spec], "tasks": [own or task], **values})
     _run(study, out, dry_run=dry_run, retry_failed=retry_failed, json=json)
 
 
 @app.command()
 def run(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
+    data_dir: DataDir = None,
+    plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
     limit_train: LimitTrain = None,
@@ -167,6 +231,7 @@ def run(
     from finetrap.config import load_study
 
     overrides = _given(
+        data_dir=data_dir,
         arms=arm or None,
         limit_train=limit_train,
         limit_test=limit_test,
@@ -180,9 +245,55 @@ def run(
     _run(load_study(study_file, overrides), out, dry_run=dry_run, retry_failed=retry_failed, json=json)
 
 
+@app.command("check-data")
+def check_data(
+    data: Annotated[str, typer.Argument(metavar="FILE", help="Rows as for `compare --train`.")],
+    test: TestData = None,
+    prompt_field: PromptField = None,
+    answer_field: AnswerField = None,
+    completion_field: CompletionField = None,
+    choices_field: ChoicesField = None,
+    prompt_template: PromptTemplate = None,
+    system: System = None,
+    score: Score = None,
+    max_new_tokens: MaxNewTokens = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokens and context count. Default: smollm2-135m-instruct-q4, if here.")
+    ] = None,
+    data_dir: DataDir = None,
+    plugin: Plugins = None,
+    json: AsJson = False,
+) -> None:
+    """Say what a study would make of your rows: what is wrong, how long they are, what the model will see.
+
+    Example: finetrap check-data tickets.csv --prompt-field text --answer-field queue --score label
+    """
+    from finetrap.check_data import check
+
+    own = _own_data(
+        None,
+        train=data,
+        test=test,
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        completion_field=completion_field,
+        choices_field=choices_field,
+        prompt_template=prompt_template,
+        system=system,
+        score=score,
+        max_new_tokens=max_new_tokens,
+    )
+    assert own is not None
+    found = check(own, model=model, data_dir=data_dir)
+    typer.echo(found.model_dump_json(indent=1) if json else found.text())
+    if found.problems:
+        raise StudyError(f"{len(found.problems)} problems would stop a study; the first: {found.problems[0]}")
+
+
 @app.command()
 def status(
     folder: Annotated[Path, typer.Argument(help="Folder that a study writes.")],
+    plugin: Plugins = None,
     json: AsJson = False,
 ) -> None:
     """Say what of a study is done, running, failed and left.
@@ -199,6 +310,7 @@ def status(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder that a study wrote.")],
+    plugin: Plugins = None,
     json: AsJson = False,
 ) -> None:
     """Derive results.json and report.md from the records again, and print the table.
@@ -213,7 +325,7 @@ def report(
 
 
 @app.command()
-def methods(json: AsJson = False) -> None:
+def methods(plugin: Plugins = None, json: AsJson = False) -> None:
     """List the ways of adapting a model, with their settings.
 
     Example: finetrap methods
@@ -224,7 +336,7 @@ def methods(json: AsJson = False) -> None:
 
 
 @app.command()
-def tasks(json: AsJson = False) -> None:
+def tasks(plugin: Plugins = None, json: AsJson = False) -> None:
     """List the tasks.
 
     Example: finetrap tasks
@@ -255,6 +367,18 @@ def models_get(name: Annotated[str, typer.Argument(help="One of `finetrap models
     from finetrap.presets import fetch
 
     typer.echo(f"{name} is at {fetch(name)}")
+
+
+def _own_data(task: str | None, **given: Any) -> "OwnData | None":
+    """Data of one's own out of the options, None where a task is named."""
+    from finetrap.own_data import make_own_data
+
+    values = _given(**given)
+    if task is not None and values:
+        raise StudyError(f"--task {task} brings its own data; leave out --{next(iter(values)).replace('_', '-')}.")
+    if task is None and "train" not in values:
+        raise StudyError("name a task (--task, one of `finetrap tasks`) or give rows of your own (--train FILE).")
+    return None if task is not None else make_own_data(values)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from finetrap.errors import StudyError, unknown
+from finetrap.in_memory import named_model
 from finetrap.method import Arm, is_trained, parse_arm
+from finetrap.own_data import OwnData, own_task
 from finetrap.records import Record
-from finetrap.task import get_task, task
+from finetrap.task import Task, get_task, task
 
 if TYPE_CHECKING:
     from finetrap.results import Results
@@ -37,14 +39,24 @@ class ModelSpec(Record):
 
 
 def _model_specs(value: object) -> object:
-    entries = [value] if isinstance(value, str | dict | ModelSpec) else value
-    if not isinstance(entries, list | tuple):
-        return entries
-    return tuple({"name": entry} if isinstance(entry, str) else entry for entry in entries)
+    if isinstance(value, tuple) and len(value) == 2 and _is_loaded(value[0]) and not _is_loaded(value[1]):
+        return ({"name": named_model(*value)},)  # a model and its tokenizer
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple(_model_spec(entry) for entry in entries)
+
+
+def _model_spec(entry: object) -> object:
+    if isinstance(entry, str | Path):
+        return {"name": str(entry)}
+    return {"name": named_model(entry)} if _is_loaded(entry) else entry
+
+
+def _is_loaded(value: object) -> bool:
+    return hasattr(value, "save_pretrained") and hasattr(value, "forward")
 
 
 def _names(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _seeds(value: object) -> object:
@@ -60,7 +72,10 @@ class Study(Record):
     name: str = Field(default="study", min_length=1, max_length=100)
     """Also names the folder: finetrap-NAME."""
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
-    tasks: Names = Field(min_length=1)
+    tasks: Annotated[tuple[str | OwnData, ...], BeforeValidator(_names)] = Field(min_length=1)
+    """Names of `finetrap tasks`, or data of one's own."""
+    data_dir: Path | None = None
+    """Folder with copies of Hub data sets, as ORG/NAME or NAME below it."""
     arms: Names = DEFAULT_ARMS
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
@@ -126,7 +141,7 @@ class Study(Record):
     def _tasks_exist(self) -> "Study":
         for field in ("tasks", "retention", "out_of_distribution"):
             for index, name in enumerate(getattr(self, field)):
-                if name not in task.names():
+                if isinstance(name, str) and name not in task.names():
                     raise unknown("task", name, task.names()).at(field, index)
         return self
 
@@ -143,29 +158,48 @@ class Study(Record):
                     f"the arm '{reference}' has to be the method {reference}: others are compared with it."
                 )
         models = [model.name for model in self.models]
-        if len(set(models)) < len(models) or len(set(self.tasks)) < len(self.tasks):
+        if len(set(models)) < len(models) or len(set(self.task_names)) < len(self.tasks):
             raise StudyError("a model or a task is named twice.")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
-        kinds = {get_task(name).kind for name in self.tasks}
+        self._check_targets()
+        return self
+
+    def _check_targets(self) -> None:
+        kinds = {entry.kind if isinstance(entry, OwnData) else get_task(entry).kind for entry in self.tasks}
         for name in self.out_of_distribution:
             if {get_task(name).kind} != kinds:
                 raise StudyError(
                     f"out_of_distribution task '{name}' is scored by {get_task(name).kind}, and the target by "
                     f"{' or '.join(sorted(kinds))}: its prompt and shots would not fit."
                 )
-        for name in self.tasks:
-            target = get_task(name)
+        for entry in self.tasks:
+            if isinstance(entry, OwnData):
+                continue
+            target = get_task(entry)
             if target.kind == "text":
-                raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
+                raise StudyError(f"task '{entry}' measures general text; it can be a retention task, not a target.")
             if "train" not in target.splits:
                 raise StudyError(
-                    f"task '{name}' has no train split, which every study needs (validation and shots come from "
+                    f"task '{entry}' has no train split, which every study needs (validation and shots come from "
                     f"it too); name it under out_of_distribution and another task, such as gsm8k, as target."
                 )
-        return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The target tasks by name."""
+        return tuple(entry.task_name if isinstance(entry, OwnData) else entry for entry in self.tasks)
+
+    def task(self, name: str) -> Task:
+        """A task of this study: of its own data, or one that everyone has.
+
+        Raises:
+            StudyError: the data cannot be read, or a row is wrong.
+        """
+        own = next((e for e in self.tasks if isinstance(e, OwnData) and e.task_name == name), None)
+        return own_task(own, self.data_dir) if own is not None else get_task(name, self.data_dir)
 
     def parsed_arms(self) -> tuple[Arm, ...]:
         """The arms with complete settings; the study's own training settings stand in for those not given."""

@@ -4,27 +4,23 @@ Validation is cut from train along near-duplicate clusters. Test leaves this mod
 `TestSet`, which nothing that trains or chooses takes as an argument.
 """
 
-import hashlib
-import math
 import random
-import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from jinja2 import TemplateError
+
+from finetrap.duplicates import carve, normalise, sample
 from finetrap.errors import StudyError
-from finetrap.task import Example, Split, Task
+from finetrap.task import Example, Split, Task, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VALIDATION_SHARE = 0.1
 """Of train, cut off before any limit."""
-NEAR_DUPLICATE = 0.6
-"""Jaccard similarity of word trigrams, numbers masked, from which two questions count as one."""
-
 TEMPLATE_DATE = "26 Jul 2024"
 """What templates that write today's date write instead (Llama 3.2's own default): a prompt is the same every day."""
 
@@ -61,14 +57,12 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     if "train" not in task.splits:
         raise StudyError(f"task '{task.name}' has no train split; it can be tested on, not trained on.")
     rows = task.load("train")
-    in_test = {normalise(e.question) for e in task.load("test")}
-    dropped = tuple(e.id for e in rows if normalise(e.question) in in_test)
-    kept = [e for e in rows if normalise(e.question) not in in_test]
-    train: list[Example] = []
-    validation: list[Example] = []
-    for cluster in clusters(kept):
-        side = validation if _uniform(f"validation {cluster[0].id}") < VALIDATION_SHARE else train
-        side.extend(cluster)
+    in_test = {normalise(e.asked) for e in task.load("test")}
+    dropped = tuple(e.id for e in rows if normalise(e.asked) in in_test)
+    kept = [e for e in rows if normalise(e.asked) not in in_test]
+    if not kept:
+        raise StudyError(f"task '{task.name}': every question of train stands in test; nothing is left to train on.")
+    train, validation = carve(kept, VALIDATION_SHARE, "validation")
     return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
 
 
@@ -76,58 +70,6 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
 def load_test(task: Task, *, limit: int | None = None) -> TestSet:
     """The test examples of a task; the study logs each evaluation of them as a look."""
     return TestSet(sample(task.load("test"), limit))
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
-
-
-def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
-    """The first `limit` examples in an order decided by their ids' hashes."""
-    return tuple(sorted(examples, key=lambda e: _uniform(f"order {e.id}"))[:limit])
-
-
-def normalise(text: str) -> str:
-    """Lower case, letters and digits only, single spaces."""
-    return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def clusters(examples: Sequence[Example]) -> list[list[Example]]:
-    """Examples grouped so that near-duplicates share a group, each in order of appearance.
-
-    Similarity at `NEAR_DUPLICATE` or more joins two groups. Numbers are masked, since many questions differ in
-    nothing else. Exact, by prefix filtering (Bayardo et al., 2007): of two sets as similar as that, with their
-    shingles sorted from rare to common, the first few hold one in common.
-    """
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    shingle_sets = [_shingles(e.question) for e in examples]
-    frequency = Counter(shingle for shingles in shingle_sets for shingle in shingles)
-    holders: dict[str, list[int]] = defaultdict(list)
-    for i, shingles in enumerate(shingle_sets):
-        rarest = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))
-        rarest = rarest[: len(rarest) - math.ceil(NEAR_DUPLICATE * len(rarest)) + 1]
-        for j in {j for shingle in rarest for j in holders[shingle]}:
-            if len(shingles & shingle_sets[j]) >= NEAR_DUPLICATE * len(shingles | shingle_sets[j]):
-                first, second = sorted((root(i), root(j)))
-                parent[second] = first
-        for shingle in rarest:
-            holders[shingle].append(i)
-    groups: dict[int, list[Example]] = defaultdict(list)
-    for i, example in enumerate(examples):
-        groups[root(i)].append(example)
-    return list(groups.values())
-
-
-def _shingles(text: str) -> frozenset[str]:
-    words = [re.sub(r"\d+", "0", word) for word in normalise(text).split()]
-    return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 
 def draw_shots(splits: Splits, shots: int, seed: int) -> tuple[Example, ...]:
@@ -148,6 +90,14 @@ def sealed(task: Task) -> Task:
         raise RuntimeError(f"what trains or chooses reads no data by itself, least of all {split}")
 
     return replace(task, load=load)
+
+
+def too_long(example: Example, tokens: int, limit: int, model: str) -> StudyError:
+    """The error for a prompt that, with its answer, does not fit into a model's context."""
+    return StudyError(
+        f"example {example.id} with its prompt and answer takes {tokens} tokens, and {model} can read {limit}; "
+        f"use fewer shots (--arm few_shot:shots=2) or shorter examples."
+    )
 
 
 class Prompt(NamedTuple):
@@ -172,21 +122,44 @@ class Encoder:
 
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> Prompt:
         """The prompt of an example, solved `shots` in front of it."""
-        if self.chat:
-            turns = []
-            for shot in shots:
-                turns.append({"role": "user", "content": self.task.prompt(shot.question)})
-                turns.append({"role": "assistant", "content": shot.reference})
-            turns.append({"role": "user", "content": self.task.prompt(example.question)})
-            text = str(
+        text = self.text(example, shots)
+        return Prompt(text, self._ids(text))
+
+    def text(self, example: Example, shots: Sequence[Example] = ()) -> str:
+        """The prompt as text.
+
+        Raises:
+            StudyError: the model's chat template refuses the conversation.
+        """
+        if not self.chat:
+            solved = [f"{self._plain(shot)} {shot.reference}" for shot in shots]
+            system = [self.task.system] if self.task.system else []
+            return "\n\n".join([*system, *solved, self._plain(example)])
+        # One system message, and in front: the conversation's own, else the task's.
+        own = [turn.content for turn in example.turns if turn.role == "system"]
+        turns = [Turn("system", text) for text in own or filter(None, [self.task.system])]
+        for shot in shots:
+            turns += [*self._turns(shot), Turn("assistant", shot.reference)]
+        turns += self._turns(example)
+        try:
+            return str(
                 self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+                    [turn._asdict() for turn in turns],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    date_string=TEMPLATE_DATE,
                 )
             )
-        else:
-            solved = [f"{self._plain(shot.question)} {shot.reference}" for shot in shots]
-            text = "\n\n".join([*solved, self._plain(example.question)])
-        return Prompt(text, self._ids(text))
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in turns)
+            raise StudyError(
+                f"the model's chat template refuses {example.id}: {error}. Its turns are {roles}; leave the system "
+                f"message out, or prompt it plainly (--no-chat)."
+            ) from error
+
+    def _turns(self, example: Example) -> list[Turn]:
+        said = [turn for turn in example.turns if turn.role != "system"]
+        return [*said, Turn("user", self.task.prompt(example.question))]
 
     def blind_prompt(self) -> Prompt:
         """The prompt of a `choice` task without its question; the end-of-text token where nothing is left."""
@@ -203,13 +176,32 @@ class Encoder:
             text = f" {text}"
         return self._ids(prompt.text + text)[len(self._ids(prompt.text)) :]
 
+    def check_fits(self, examples: Sequence[Example], shots: Sequence[Example], *, limit: int, model: str) -> None:
+        """Check that every prompt, and the answer after it, fits into a model's context of `limit` tokens.
+
+        Raises:
+            StudyError: one does not.
+        """
+        for example in examples:
+            text, choices = self.text(example, shots), example.choices
+            room = self.task.max_new_tokens or max(len(choice.encode()) for choice in choices)
+            if len(text.encode()) + room < limit:
+                continue  # no token is shorter than a byte
+            prompt = Prompt(text, self._ids(text))
+            room = self.task.max_new_tokens or max(len(self.completion(prompt, choice)) for choice in choices)
+            if len(prompt.ids) + room > limit:
+                raise too_long(example, len(prompt.ids) + room, limit, model)
+
     def training_row(self, example: Example) -> "tuple[list[int], int]":
         """Token ids of prompt and reference, the end-of-turn token included, and the prompt's length."""
         prompt = self.prompt(example)
         return [*prompt.ids, *self.completion(prompt, example.reference), self.end_of_turn], len(prompt.ids)
 
-    def _plain(self, question: str) -> str:
-        text = self.task.prompt(question)
+    def _plain(self, example: Example) -> str:
+        said = [f"{turn.role.capitalize()}: {turn.content}" for turn in example.turns]
+        text = self.task.prompt(example.question)
+        if said:
+            return "\n".join([*said, f"User: {text}", "Assistant:"])
         return f"{text}\nAnswer:" if self.task.kind == "generate" else text
 
     def _ids(self, text: str) -> list[int]:

@@ -6,17 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from finetrap.data import Encoder, Prompt
-from finetrap.errors import StudyError
+from finetrap.data import Encoder, Prompt, too_long
 from finetrap.generate import Generated, generate_greedy
 from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow
 from finetrap.scoring import outcome_of
 from finetrap.task import Example, Task
-
-PLAIN_STOPS = ("\nQuestion:",)
-"""Where a base model goes on to another question of its own."""
 
 Progress = Callable[[int], None]
 
@@ -56,10 +52,7 @@ def _hash(text: str) -> str:
 def _check_length(loaded: LoadedModel, example: Example, tokens: int) -> None:
     limit = loaded.model.config.get_text_config().max_position_embeddings
     if tokens > limit:
-        raise StudyError(
-            f"example {example.id} with its prompt takes {tokens} tokens, and {loaded.record.name} can read {limit}; "
-            f"use fewer shots or shorter examples."
-        )
+        raise too_long(example, tokens, limit, loaded.record.name)
 
 
 def _constant(task: Task, example: Example, answer: str) -> ItemRow:
@@ -76,6 +69,7 @@ def _constant(task: Task, example: Example, answer: str) -> ItemRow:
         strict=verdict.strict,
         anywhere=verdict.anywhere,
         formatted=verdict.formatted,
+        parts=dict(verdict.parts),
         outcome=outcome_of(verdict, output, truncated=False),
     )
 
@@ -93,7 +87,7 @@ def _generations(
         [prompt.ids for prompt in prompts],
         max_new_tokens=task.max_new_tokens,
         stop_tokens=_stop_tokens(loaded, encoder),
-        stop_texts=() if encoder.chat else PLAIN_STOPS,
+        stop_texts=() if encoder.chat else task.stops,
         progress=progress,
     )
     return [_generated(task, *row) for row in zip(examples, prompts, answers, strict=True)]
@@ -119,6 +113,7 @@ def _generated(task: Task, example: Example, prompt: Prompt, answer: Generated) 
         strict=verdict.strict,
         anywhere=verdict.anywhere,
         formatted=verdict.formatted,
+        parts=dict(verdict.parts),
         truncated=answer.truncated,
         outcome=outcome_of(verdict, answer.text, truncated=answer.truncated),
         prompt_tokens=len(prompt.ids),

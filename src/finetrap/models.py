@@ -4,9 +4,11 @@ import copy
 import json
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetrap.config import DType, ModelSpec
 from finetrap.errors import StudyError, unknown
@@ -256,20 +258,48 @@ def choose_dtype(name: DType, device: str) -> "torch.dtype":
     return torch.bfloat16 if device == "cpu" and has_bfloat16() else torch.float32
 
 
+class Reader(NamedTuple):
+    """What reads a model's prompts."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    context: int
+    """Tokens that the model can read."""
+
+
+def load_reader(source: Source) -> Reader:
+    """Load a model's tokenizer and the length of its context, without its weights.
+
+    Raises:
+        StudyError: Transformers cannot load them.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _loading(source):
+        options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
+        folder = str(_folder(source))
+        config = AutoConfig.from_pretrained(folder, **options).get_text_config()
+        return Reader(AutoTokenizer.from_pretrained(folder, **options), int(config.max_position_embeddings))
+
+
 def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Raises:
         StudyError: Transformers cannot load it as a causal language model.
     """
-    from transformers import AutoTokenizer
+    with _loading(source):
+        model = load_weights(_folder(source), dtype=dtype, device=device, trust_remote_code=source.trust_remote_code)
+    return LoadedModel(source.record, model, load_reader(source).tokenizer)
 
+
+def _folder(source: Source) -> Path:
+    return dequantised(source.path, source.record.fingerprint) if source.path.is_file() else source.path
+
+
+@contextmanager
+def _loading(source: Source) -> Iterator[None]:
     try:
-        folder = dequantised(source.path, source.record.fingerprint) if source.path.is_file() else source.path
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=source.trust_remote_code
-        )
-        model = load_weights(folder, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code)
+        yield
     except Exception as error:
         # Transformers and tokenizers raise what they please on a file that is not right, a bare Exception included.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -280,7 +310,6 @@ def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:
         raise StudyError(
             f"model '{source.record.name}' cannot be loaded as a causal language model: {reason}"
         ) from error
-    return LoadedModel(source.record, model, tokenizer)
 
 
 def load_weights(

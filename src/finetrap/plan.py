@@ -7,10 +7,11 @@ from typing import NamedTuple
 from finetrap.config import Study
 from finetrap.data import Splits, TestSet, draw_shots, load_splits, load_test, sealed
 from finetrap.method import Arm, Method, build
+from finetrap.method import method as method_registry
 from finetrap.models import Source
-from finetrap.records import Evaluation, Planned, Purpose, Trial, digest, items_digest
+from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
 from finetrap.store import Store
-from finetrap.task import Example, Task, get_task
+from finetrap.task import Example, Task
 
 
 class TaskItems(NamedTuple):
@@ -31,11 +32,24 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
         validation = min(validation, max(10, study.limit_train // 4))
     return {
         name: TaskItems(
-            sealed(get_task(name)),
-            load_splits(get_task(name), limit_train=study.limit_train, limit_validation=validation),
+            sealed(study.task(name)),
+            load_splits(study.task(name), limit_train=study.limit_train, limit_validation=validation),
         )
-        for name in study.tasks
+        for name in study.task_names
     }
+
+
+def task_record(study: Study, items: TaskItems) -> TaskRecord:
+    """What a report says of a task, when its data may have gone."""
+    task = items.task
+    return TaskRecord(
+        rule=task.rule,
+        classes=task.classes,
+        train=len(items.splits.train),
+        validation=len(items.splits.validation),
+        test_available=len(load_test(study.task(task.name)).examples),
+        test_carved=task.carved,
+    )
 
 
 def test_items(study: Study, task: Task, purpose: Purpose) -> TestSet:
@@ -78,16 +92,17 @@ def _planned(
         train_items=items_digest(train),
         validation_items=items_digest(splits.validation if method.training is not None else ()),
         checkpoint=_checkpoint_digest(method),
+        plugin=plugin.digest if (plugin := method_registry.plugin_of(arm.method)) else None,
     )
     shots = draw_shots(items.splits, method.shots, seed)
-    evaluations = [_evaluation(study, source, get_task(items.task.name), "target", shots)]
+    evaluations = [_evaluation(study, source, study.task(items.task.name), "target", shots)]
     for name in study.out_of_distribution:
         if name != items.task.name:
-            evaluations.append(_evaluation(study, source, get_task(name), "out_of_distribution", shots))
+            evaluations.append(_evaluation(study, source, study.task(name), "out_of_distribution", shots))
     if not method.trivial and not method.shots:
         for name in study.retention:
             if name != items.task.name and name not in items.task.siblings:
-                evaluations.append(_evaluation(study, source, get_task(name), "retention", ()))
+                evaluations.append(_evaluation(study, source, study.task(name), "retention", ()))
     return Planned(trial=trial, evaluations=tuple(evaluations))
 
 
@@ -151,7 +166,7 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     for evaluation in todo:
         if method.trivial and evaluation.kind == "generate":
             continue
-        task = get_task(evaluation.task)
+        task = study.task(evaluation.task)
         examples = test_items(study, task, evaluation.purpose).examples
         shots = 0 if evaluation.kind == "choice" else method.shots
         tokens += _tokens(examples) + shots * evaluation.n * _tokens(items.splits.train) / len(items.splits.train)

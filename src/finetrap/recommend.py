@@ -7,9 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from finetrap import stats
-from finetrap.data import load_test
 from finetrap.results import ArmResult, Recommendation
-from finetrap.task import get_task
 
 CONFIDENCE = 0.9
 """Of the regret bound, one-sided."""
@@ -34,12 +32,14 @@ def recommend(
     scores: Mapping[str, stats.Scores],
     *,
     margin: float,
+    available: int,
     incomplete: Sequence[str] = (),
 ) -> Recommendation:
     """The cheapest arm to own whose regret is bounded by `margin`; what harms or forgets is dropped first.
 
     Dropping is a second look at the same data, so that dropped arms stay in the bound: they can only raise it.
-    `scores` are the first seed's, as all that is bounded here. `incomplete` names arms that lack an evaluation or
+    `scores` are the first seed's, as all that is bounded here. `available` test
+    items there are in all. `incomplete` names arms that lack an evaluation or
     a seed: nothing is recommended then, since the missing one may be the best, or the one that forgets.
     """
     by_name = {arm.arm: arm for arm in arms}
@@ -109,7 +109,7 @@ def recommend(
         ),
         confidence=None,
         regret_upper=bounds[leader],
-        next_step=_next_step(leader, scores, candidates, margin, available=len(load_test(get_task(task)).examples)),
+        next_step=_next_step(leader, scores, candidates, margin, available=available),
         leader=leader,
         dropped=dropped,
     )

@@ -30,7 +30,13 @@ def digest(value: object) -> str:
 
 def items_digest(examples: Iterable[Example]) -> str:
     """SHA-256 of examples: their ids and all that they say, in order."""
-    return digest([[e.id, e.question, e.reference, e.gold, list(e.choices)] for e in examples])
+    # Only where there are any: what was recorded before conversations came keeps its key.
+    return digest(
+        [
+            [e.id, e.question, e.reference, e.gold, list(e.choices), *([list(e.turns)] if e.turns else [])]
+            for e in examples
+        ]
+    )
 
 
 class ModelRecord(Record):
@@ -76,12 +82,14 @@ class Trial(Record):
     """Digest of the validation examples that it reads."""
     checkpoint: str | None = None
     """Digest of the user's checkpoint, where the method is one."""
+    plugin: str | None = None
+    """Digest of the plugin that defines the method, where one does."""
     protocol: int = PROTOCOL
 
     @property
     def training_key(self) -> str:
         """Names the artifact. The arm's name is not part of it, nor is where the files lie."""
-        decides = self.model_dump(exclude={"arm", "model"})
+        decides = self.model_dump(exclude={"arm", "model", *(() if self.plugin else ("plugin",))})
         if self.method == "checkpoint":
             decides["settings"] = {}
         return digest({**decides, "model": self.model.fingerprint, "chat": self.model.chat})
@@ -143,6 +151,8 @@ class ItemRow(Record):
     """Right by log-likelihood that is not normalised by length (`choice`)."""
     formatted: bool | None = None
     """The stated answer format is there (`generate`)."""
+    parts: dict[str, bool] = Field(default_factory=dict)
+    """By field of a structured answer: whether it matches."""
     truncated: bool = False
     outcome: Outcome | None = None
     loglikelihoods: tuple[float, ...] = ()
@@ -245,6 +255,21 @@ class Environment(Record):
         return digest(self.model_dump(mode="json"))
 
 
+class TaskRecord(Record):
+    """What is said of a target task beside its results."""
+
+    rule: str
+    """How its accuracy is decided, in words."""
+    classes: tuple[str, ...] = ()
+    """The labels of a classification."""
+    train: int
+    validation: int
+    test_available: int
+    """Test items that there are; a study may use fewer."""
+    test_carved: bool
+    """Whether test was cut from train, for want of a test set."""
+
+
 class Planned(Record):
     """A trial and what its artifact is asked."""
 
@@ -261,3 +286,5 @@ class Plan(Record):
     dropped_train_rows: dict[str, int]
     """By task: train rows left out because they stand in test."""
     planned: tuple[Planned, ...]
+    tasks: dict[str, TaskRecord] = Field(default_factory=dict)
+    """By name: the target tasks."""

@@ -126,6 +126,12 @@ class ArmResult(Record):
     """Multiple choice by log-likelihood that is not normalised by length; null for generation."""
     format_rate: float | None
     """Share of answers in the stated format; null for multiple choice."""
+    macro_f1: float | None = None
+    """Mean over the labels of F1, for classification; mean over seeds."""
+    fields: dict[str, float] = Field(default_factory=dict)
+    """For JSON answers: by field, the share of items in which it matches."""
+    rule: str = ""
+    """How accuracy is decided, in words."""
     vs_zero_shot: VersusZeroShot | None
     retention: Retention | None
     """Null for the trivial arm, and where no retention task was asked for."""
@@ -135,6 +141,8 @@ class ArmResult(Record):
     """Items x seeds."""
     truncated_rate: float
     """Share of answers that the limit of new tokens ended, right ones included."""
+    skipped_too_long: int = 0
+    """Training examples longer than the model's context, left out."""
     diverged_seeds: tuple[int, ...] = ()
     """Scored at their best validation checkpoint."""
     shots: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -1,8 +1,14 @@
-"""Answers out of text, and whether they are right: pure functions on strings."""
+"""Answers out of text, and whether they are right: pure functions on strings. Each scorer is one in `scorers/`."""
 
+import inspect
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Literal, NamedTuple
+
+from finetrap.errors import StudyError
+from finetrap.registry import Registry
 
 Outcome = Literal["correct", "wrong", "no_answer", "truncated", "degenerate"]
 
@@ -25,6 +31,75 @@ class Verdict(NamedTuple):
     """Gold occurs somewhere in the text."""
     formatted: bool
     """The stated format is there."""
+    parts: tuple[tuple[str, bool], ...] = ()
+    """Of a structured answer: each of its fields, and whether it matches."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How answers to the user's own questions are scored."""
+
+    score: Callable[[str, str], Verdict]
+    """(text, gold) to verdict."""
+    rule: str
+    """How accuracy is decided, in words: "Accuracy: ..."."""
+    asks: str = ""
+    """What the prompt asks for: "Give ... and nothing else."; empty where the format cannot be said."""
+    classes: tuple[str, ...] = ()
+    """The labels of a classification."""
+
+
+scorer: Registry[Callable[..., Scorer]] = Registry("scorer", "finetrap.scorers")
+"""A scorer is a function of the gold answers, so that it can check them and say what they look like."""
+
+
+def make_scorer(text: str, answers: Sequence[str]) -> Scorer:
+    """The scorer that `NAME` or `NAME:ARGUMENT` (`regex:PATTERN`) asks for, for these gold answers.
+
+    Raises:
+        StudyError: there is none, it takes no argument or needs one, or an answer does not suit it.
+    """
+    name, colon, argument = text.partition(":")
+    make = scorer[name]
+    parameters = list(inspect.signature(make).parameters)[1:]
+    if bool(colon) != bool(parameters):
+        wanted = f"write {name}:{parameters[0].upper()}" if parameters else f"write {name} alone"
+        raise StudyError(f"scorer '{text}': {wanted}.")
+    plugin = scorer.plugin_of(name)
+    if plugin is None:
+        return make(answers, argument) if colon else make(answers)
+    with plugin.blamed():
+        return make(answers, argument) if colon else make(answers)
+
+
+class AnswerError(StudyError):
+    """A gold answer that a scorer cannot use; `index` says which."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+_AROUND = " .,;:!?\"'`*()[]{}\u201c\u201d\u2018\u2019"
+
+
+def plain(text: str) -> str:
+    """Lower case, without the space, quotes and marks around; inner white space as single spaces."""
+    line = " ".join(text.casefold().split())
+    return line.strip(_AROUND) or line
+
+
+def occurs(part: str, text: str) -> bool:
+    """Whether `part` stands in `text` as whole words, case and marks around it aside."""
+    wanted = plain(part)
+    return (
+        bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", " ".join(text.casefold().split())) is not None
+    )
+
+
+def first_line(text: str) -> str:
+    """The first line that is not empty."""
+    return next((line for line in text.splitlines() if line.strip()), "")
 
 
 def number_of(text: str) -> Decimal | None:

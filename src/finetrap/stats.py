@@ -168,3 +168,17 @@ def regret_bounds(scores: dict[str, Scores], *, alpha: float = 0.10) -> dict[str
                 losses.append(mean + quantile * math.sqrt(variance))
         bounds[name] = max(0.0, *losses)
     return bounds
+
+
+def macro_f1(answers: Sequence[tuple[str, str | None]]) -> float:
+    """Mean of F1 over the labels that occur in (gold, answer) pairs; an answer of None is no label's.
+
+    F1 of a label is twice its right answers over the times it is gold plus the times it is answered (Manning et al.,
+    Introduction to Information Retrieval, 2008, section 8.3 and 13.6).
+    """
+    labels = {label for pair in answers for label in pair if label is not None}
+    scores = []
+    for label in labels:
+        right = sum(gold == answer == label for gold, answer in answers)
+        scores.append(2 * right / sum((gold == label) + (answer == label) for gold, answer in answers))
+    return float(np.mean(scores)) if scores else 0.0

@@ -285,7 +285,7 @@ class Store:
 
 
 def _identity(study: Study) -> str:
-    return f"{', '.join(model.name for model in study.models)} on {', '.join(study.tasks)}"
+    return f"{', '.join(model.name for model in study.models)} on {', '.join(study.task_names)}"
 
 
 def _read(kind: type[R], path: Path) -> R:

@@ -8,10 +8,21 @@ from typing import NamedTuple
 
 from finetrap.answer import build_results
 from finetrap.config import Study
+from finetrap.data import Encoder, draw_shots
 from finetrap.errors import StudyError
 from finetrap.method import build, is_trained
 from finetrap.models import LoadedModel, Source, check_checkpoint, find
-from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, missing, plan
+from finetrap.plan import (
+    Estimate,
+    TaskItems,
+    estimate,
+    load_tasks,
+    measured_flops,
+    missing,
+    plan,
+    task_record,
+    test_items,
+)
 from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Plan, Planned
 from finetrap.results import Results
@@ -50,14 +61,40 @@ def prepare(study: Study, folder: Path, *, command: str | None = None) -> Prepar
     device = choose_device(study.device)
     dtype = str(choose_dtype(study.dtype, device)).removeprefix("torch.")
     planned = plan(study, sources, tasks, dtype=dtype)
+    _check_lengths(study, sources, tasks, planned, store)
     dropped = {name: len(items.splits.dropped) for name, items in tasks.items()}
     resolved = Plan(
         command=command,
         environment=environment(device=device, dtype=dtype),
         dropped_train_rows=dropped,
         planned=tuple(planned),
+        tasks={name: task_record(study, items) for name, items in tasks.items()},
     )
     return Prepared(store, sources, tasks, resolved, device, dtype)
+
+
+def _check_lengths(
+    study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], planned: Sequence[Planned], store: Store
+) -> None:
+    """Check that the prompts that are still to be answered fit into the models that are to answer them."""
+    from finetrap.models import load_reader
+
+    for source in sources:
+        asked = {
+            (p.trial.task, evaluation.task, p.trial.seed, build(p.trial.method, p.trial.settings).shots)
+            for p in planned
+            if p.trial.model == source.record
+            for evaluation in missing(p, store)
+            if evaluation.purpose != "retention"
+        }
+        if not asked:
+            continue
+        reader = load_reader(source)
+        for name, evaluated, seed, shots in sorted(asked):
+            encoder = Encoder(reader.tokenizer, study.task(evaluated), chat=source.record.chat)
+            examples = test_items(study, encoder.task, "target").examples
+            solved = draw_shots(tasks[name].splits, shots, seed)
+            encoder.check_fits(examples, solved, limit=reader.context, model=source.record.name)
 
 
 def estimates(study: Study, prepared: Prepared) -> list[tuple[Planned, Estimate]]:

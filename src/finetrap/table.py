@@ -79,6 +79,8 @@ def _count(number: int) -> str:
 def rule_of(arms: Sequence[ArmResult]) -> str:
     """How the accuracy of these arms was decided."""
     arm = arms[0]
+    if arm.rule:
+        return arm.rule
     if arm.accuracy_strict is None:
         return "choice with the highest log-likelihood per byte"
     return "stated answer, else last number"

@@ -1,18 +1,28 @@
 """What a task is. Each task is one function in `tasks/`, found by being there."""
 
 import gzip
+import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from finetrap.errors import StudyError
-from finetrap.registry import Registry
+from finetrap.registry import Plugin, Registry
 from finetrap.scoring import Verdict
 
 Split = Literal["train", "test"]
 Kind = Literal["generate", "choice", "text"]
+
+
+class Turn(NamedTuple):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,13 @@ class Example:
     """The answer that scoring expects; for a `choice` task the index of the right choice."""
     choices: tuple[str, ...] = ()
     """The answers to choose from, empty unless the task is multiple choice."""
+    turns: tuple[Turn, ...] = ()
+    """What was said before the question, where the example is a conversation."""
+
+    @property
+    def asked(self) -> str:
+        """All that is asked, as one text."""
+        return "\n".join([*(turn.content for turn in self.turns), self.question])
 
 
 @dataclass(frozen=True)
@@ -51,23 +68,47 @@ class Task:
     """(text, gold) to verdict; `generate` tasks only."""
     answer_format: Callable[[str], str] = str
     """A bare answer in the stated format, for the trivial arm of a `generate` task."""
+    rule: str = "choice with the highest log-likelihood per byte"
+    """How the accuracy is decided, in words."""
+    classes: tuple[str, ...] = ()
+    """The labels of a classification; with them, macro-F1 stands beside accuracy."""
     max_new_tokens: int = 0
+    system: str = ""
+    """A system message in front of every conversation; in front of a plain prompt where there is no chat template."""
+    stops: tuple[str, ...] = ("\nQuestion:",)
+    """Where a base model, prompted plainly, goes on to another question of its own."""
+    carved: bool = False
+    """Whether test was cut from train, for want of a test set."""
     version: int = 1
     """Raised when a change can move a number."""
     siblings: frozenset[str] = frozenset()
     """Tasks too close to this one to count as general ability when it is the target."""
 
 
-task: Registry[Callable[[], Task]] = Registry("task", "finetrap.tasks")
+task: Registry[Callable[..., Task]] = Registry("task", "finetrap.tasks")
 
 
-def get_task(name: str) -> Task:
-    """The task called `name`.
+@lru_cache(maxsize=64)
+def get_task(name: str, data_dir: Path | None = None) -> Task:
+    """The task called `name`; one that reads a Hub data set may find it below `data_dir`.
 
     Raises:
         StudyError: there is none; the message names the nearest.
     """
-    return task[name]()
+    make = task[name]
+    made = make(data_dir) if inspect.signature(make).parameters else make()
+    plugin = task.plugin_of(name)
+    return made if plugin is None else _of_plugin(made, plugin)
+
+
+def _of_plugin(made: Task, plugin: Plugin) -> Task:
+    """A plugin's task: its version changes with the file, and what it raises is its user's to mend."""
+
+    def load(split: Split) -> tuple[Example, ...]:
+        with plugin.blamed():
+            return made.load(split)
+
+    return replace(made, load=load, version=int(plugin.digest[:8], 16))
 
 
 def packaged_rows(name: str, split: Split) -> list[dict[str, Any]]:

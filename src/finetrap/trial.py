@@ -20,7 +20,7 @@ from finetrap.plan import TaskItems, missing, test_items
 from finetrap.progress import Reporter
 from finetrap.records import Environment, Evaluation, EvaluationRecord, Planned, TrainingLogEntry, TrainingRecord, Trial
 from finetrap.store import Store, now
-from finetrap.task import Example, Task, get_task
+from finetrap.task import Example, Task
 from finetrap.train import TrainingRow, train
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run_trial(
     model = _adapted(trial, method, loaded, items, store, reporter)
     adapted = replace(loaded, model=model)
     for evaluation in todo:
-        task = get_task(evaluation.task)
+        task = study.task(evaluation.task)
         asked = _asked(method, evaluation, items.splits, trial.seed)
         _evaluate(trial, evaluation, task, asked, study, adapted, store, environment, reporter)
 

@@ -1,0 +1,337 @@
+"""A task out of the user's own rows: which field is what, and every row checked before anything runs."""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from finetrap.duplicates import carve
+from finetrap.errors import StudyError
+from finetrap.in_memory import named_table
+from finetrap.records import Record, digest, slug
+from finetrap.rows import Row, read_rows
+from finetrap.scoring import AnswerError, make_scorer, scorer
+from finetrap.task import Example, Kind, Split, Task, Turn, task
+
+TEST_SHARE = 0.2
+"""Of the rows, cut off where no test set is given."""
+CHAT_FIELD = "messages"
+
+_CHOICE_TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+class OwnData(Record):
+    """Rows of one's own as a task: files (.jsonl, .csv, .parquet), a data set of the Hub, or a table in memory."""
+
+    train: Annotated[str, BeforeValidator(named_table)]
+    """File, folder or Hub id (`ORG/NAME`, `ORG/NAME:CONFIGURATION`); in Python also a pandas or `datasets` table."""
+    test: Annotated[str | None, BeforeValidator(named_table)] = None
+    """Likewise. Without it a fifth of the rows is cut from train, near-duplicates kept together."""
+    name: str = Field(default="", pattern=r"^[\w.+-]{0,60}$")
+    """By default the train file's name."""
+    prompt_field: str | None = None
+    """Column of the question: `prompt` by default; rows with `messages` are read as conversations."""
+    answer_field: str | None = None
+    """Column of the answer that is scored: `answer` by default; in a conversation the last turn."""
+    completion_field: str | None = None
+    """Column of the text that training teaches, such as a solution that ends in the answer. By default the answer."""
+    choices_field: str | None = None
+    """Column of the answers to choose from: makes it multiple choice."""
+    prompt_template: str | None = None
+    """What is asked, with `{prompt}` for the question. By default the question and the form that the answer takes."""
+    system: str = ""
+    """A system message in front of every question."""
+    score: str = "exact"
+    """exact, number, label, json, contains, regex:PATTERN, or a plugin's."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of an answer at most. By default about twice the longest reference, 32 to 512."""
+
+    @property
+    def task_name(self) -> str:
+        """The name, which no task that finetrap brings has."""
+        name = self.name or slug(Path(self.train.partition(":")[0]).stem)
+        return f"{name}-data" if name in task.names() else name
+
+    @property
+    def kind(self) -> Kind:
+        """How it is scored."""
+        return "choice" if self.choices_field else "generate"
+
+
+def make_own_data(values: dict[str, Any]) -> OwnData:
+    """Own data out of plain values, such as options of a command.
+
+    Raises:
+        StudyError: a value is wrong.
+    """
+    if "prompt_template" in values:
+        # A shell has no other way to write a new line in quotes.
+        values = {**values, "prompt_template": values["prompt_template"].replace("\\n", "\n")}
+    try:
+        return OwnData.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        raise StudyError(f"--{name}: {first['msg'].lower()}, got {first['input']!r}.") from None
+
+
+class Parsed(NamedTuple):
+    """A row, and the example it makes or what is wrong with it."""
+
+    row: Row
+    example: Example | StudyError
+
+
+def own_task(data: OwnData, data_dir: Path | None = None) -> Task:
+    """The task that the rows make.
+
+    Raises:
+        StudyError: a file or row is wrong; the message says which, where, and how to mend it.
+    """
+    files = [Path(source) for source in (data.train, data.test) if source and os.path.isfile(source)]
+    return _own_task(data, data_dir, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+@lru_cache(maxsize=16)
+def _own_task(data: OwnData, data_dir: Path | None, _: tuple[tuple[int, int], ...]) -> Task:
+    """Read once, and again when a file has changed."""
+    scorer[data.score.partition(":")[0]]
+    train = _checked(parse(data, "train", data_dir))
+    test = _checked(parse(data, "test", data_dir)) if data.test else []
+    carved = not test
+    if carved:
+        kept, cut = carve([parsed.example for parsed in train], TEST_SHARE, "test")
+        if not cut:
+            raise StudyError(
+                f"{data.train} has {len(train)} different rows, too few to cut a test set from; give --test."
+            )
+        train_examples, test_examples = tuple(kept), tuple(cut)
+    else:
+        train_examples, test_examples = (tuple(parsed.example for parsed in split) for split in (train, test))
+    chat = any(example.turns for example in train_examples) or _is_chat(data, train[0].row)
+    return _task(data, [*train, *test], chat, {"train": train_examples, "test": test_examples}, carved=carved)
+
+
+class _Good(NamedTuple):
+    row: Row
+    example: Example
+
+
+def _checked(parsed: Sequence[Parsed]) -> list[_Good]:
+    good = []
+    for row, example in parsed:
+        if isinstance(example, StudyError):
+            raise example
+        good.append(_Good(row, example))
+    return good
+
+
+def _task(
+    data: OwnData, rows: Sequence[_Good], chat: bool, splits: dict[Split, tuple[Example, ...]], *, carved: bool
+) -> Task:
+    decides = data.model_dump(exclude={"train", "test", "name"})
+    plugin = scorer.plugin_of(data.score.partition(":")[0])
+    version = int(digest([decides, plugin.digest if plugin else None])[:8], 16)
+    if data.choices_field:
+        template = _template(data.prompt_template or _CHOICE_TEMPLATE)
+        return Task(
+            name=data.task_name,
+            summary=f"own data: {data.train}",
+            kind="choice",
+            license="the user's",
+            load=splits.__getitem__,
+            prompt=lambda question: template.replace("{prompt}", question),
+            blind_prompt=template.partition("{prompt}")[2].strip(),
+            version=version,
+            carved=carved,
+        )
+    try:
+        scored = make_scorer(data.score, [row.example.gold for row in rows])
+    except AnswerError as error:
+        raise StudyError(f"{rows[error.index].row.where}: {error}.") from None
+    says_format = bool(scored.asks) and not chat and data.completion_field is None
+    default = f"{{prompt}}\nGive {scored.asks} and nothing else." if says_format else "{prompt}"
+    template = _template(data.prompt_template or default)
+    references = {example.gold: example.reference for example in reversed(splits["train"])}
+    longest = max(len(row.example.reference) for row in rows)
+    return Task(
+        name=data.task_name,
+        summary=f"own data: {data.train}",
+        kind="generate",
+        license="the user's",
+        load=splits.__getitem__,
+        prompt=lambda question: template.replace("{prompt}", question),
+        score=scored.score,
+        answer_format=lambda gold: references.get(gold, gold),
+        rule=scored.rule,
+        classes=scored.classes,
+        # A token has about four characters, and a verbose arm is not to be cut off where a trained one is done.
+        max_new_tokens=data.max_new_tokens or min(512, max(32, longest // 2)),
+        system=data.system,
+        stops=("\n\n",) if not any("\n\n" in row.example.reference for row in rows) else (),
+        version=version,
+        carved=carved,
+    )
+
+
+def _template(text: str) -> str:
+    if "{prompt}" not in text:
+        raise StudyError(f"the prompt template {text!r} does not say where the question goes; write {{prompt}} there.")
+    return text
+
+
+def _is_chat(data: OwnData, row: Row) -> bool:
+    return data.prompt_field is None and CHAT_FIELD in row.values
+
+
+def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Parsed]:
+    """Every row of a split, with the example that it makes or what is wrong with it.
+
+    Raises:
+        StudyError: the file cannot be read, or no row has the column.
+    """
+    source = data.test if split == "test" and data.test else data.train
+    rows = read_rows(source, split=split, data_dir=data_dir)
+    chat = _is_chat(data, rows[0])
+    prompt_field = CHAT_FIELD if chat else data.prompt_field or "prompt"
+    answer_field = data.answer_field or (None if chat else "answer")
+    fields = {"--prompt-field": prompt_field, "--answer-field": answer_field}
+    fields |= {"--completion-field": data.completion_field, "--choices-field": data.choices_field}
+    for option, field in fields.items():
+        if field is not None and not any(field in row.values for row in rows):
+            columns = ", ".join(map(repr, rows[0].values))
+            raise StudyError(f"{source} has no column '{field}'; it has {columns}. Name the right one with {option}.")
+    reader = _Reader(data, prompt_field, answer_field, chat=chat)
+    kinds: dict[str, tuple[str, str]] = {}
+    parsed = []
+    for index, row in enumerate(rows):
+        id = f"{data.task_name}-{split}-{index}"
+        try:
+            _check_kinds(row, [field for field in fields.values() if field], kinds)
+            parsed.append(Parsed(row, reader.example(id, row)))
+        except StudyError as error:
+            parsed.append(Parsed(row, error))
+    return parsed
+
+
+_KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _check_kinds(row: Row, fields: Sequence[str], kinds: dict[str, tuple[str, str]]) -> None:
+    """Each column holds values of one kind, that of its first row; an empty value has none."""
+    for field in fields:
+        value = row.values.get(field)
+        if value is None or value == "":
+            continue
+        kind = _KINDS.get(type(value), type(value).__name__)
+        first, where = kinds.setdefault(field, (kind, row.where))
+        if kind != first:
+            raise StudyError(
+                f"{row.where}: '{field}' is {kind} here ({str(value)[:40]!r}) and {first} in {where}; "
+                f"write the column in one way."
+            )
+
+
+class _Reader:
+    """Makes examples of rows whose columns are known."""
+
+    def __init__(self, data: OwnData, prompt_field: str, answer_field: str | None, *, chat: bool) -> None:
+        self.data = data
+        self.prompt_field = prompt_field
+        self.answer_field = answer_field
+        self.chat = chat
+
+    def example(self, id: str, row: Row) -> Example:
+        """The example that a row makes.
+
+        Raises:
+            StudyError: a value is empty or not what it has to be.
+        """
+        turns: tuple[Turn, ...] = ()
+        said = None
+        if self.chat:
+            turns, said = _conversation(row, self.prompt_field)
+            question = turns[-1].content
+            turns = turns[:-1]
+        else:
+            question = self._text(row, self.prompt_field)
+        if self.data.choices_field:
+            choices = _choices(row, self.data.choices_field)
+            gold = _index_of(row, self.answer_field or "answer", choices)
+            return Example(id, question, choices.texts[gold], str(gold), choices.texts)
+        answer = self._text(row, self.answer_field) if self.answer_field else str(said)
+        completion = self._text(row, self.data.completion_field) if self.data.completion_field else (said or answer)
+        return Example(id, question, completion, answer, turns=turns)
+
+    def _text(self, row: Row, field: str) -> str:
+        value = row.values.get(field)
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else str(value).strip()
+        if value is None or not text:
+            raise StudyError(f"{row.where}: '{field}' is empty; fill it in or leave the row out.")
+        return text
+
+
+def _conversation(row: Row, field: str) -> tuple[tuple[Turn, ...], str]:
+    """All turns before the assistant's last, which end with the user's, and that last one's text."""
+    messages = row.values.get(field)
+    if not isinstance(messages, list) or not messages:
+        raise StudyError(f"{row.where}: '{field}' has to be a list of turns ({{role, content}}).")
+    turns = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in ("system", "user", "assistant") or not isinstance(content, str):
+            raise StudyError(
+                f"{row.where}: each turn needs a role (system, user or assistant) and a content of text, "
+                f"got {str(message)[:60]!r}."
+            )
+        turns.append(Turn(role, content))
+    if turns[-1].role != "assistant" or not turns[-1].content.strip():
+        raise StudyError(
+            f"{row.where}: the conversation does not end with the assistant's turn, which is what is taught."
+        )
+    if len(turns) < 2 or turns[-2].role != "user":
+        raise StudyError(f"{row.where}: the assistant's last turn does not follow one of the user.")
+    return tuple(turns[:-1]), turns[-1].content
+
+
+class _Choices(NamedTuple):
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+def _choices(row: Row, field: str) -> _Choices:
+    value: Any = row.values.get(field)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)  # how a CSV writes a list
+        except ValueError:
+            value = None
+    labels: Any = None
+    if isinstance(value, dict):  # as ARC on the Hub: {"text": [...], "label": ["A", ...]}
+        value, labels = value.get("text"), value.get("label")
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str | int | float) for v in value):
+        raise StudyError(f"{row.where}: '{field}' has to be a list of at least two answers.")
+    texts = tuple(str(choice).strip() for choice in value)
+    if len(set(texts)) < len(texts) or not all(texts):
+        raise StudyError(f"{row.where}: two of its choices are the same, or one is empty.")
+    letters = tuple(chr(ord("A") + index) for index in range(len(texts)))
+    return _Choices(texts, tuple(map(str, labels)) if isinstance(labels, list) else letters)
+
+
+def _index_of(row: Row, field: str, choices: _Choices) -> int:
+    """Which choice is right: by its text, else its label (A, B, ...), else its index from 0."""
+    value = row.values.get(field)
+    answer = "" if value is None else str(value).strip()
+    if not answer:
+        raise StudyError(f"{row.where}: '{field}' is empty; fill it in or leave the row out.")
+    for names in (choices.texts, choices.labels, tuple(map(str, range(len(choices.texts))))):
+        if answer in names:
+            return names.index(answer)
+    raise StudyError(
+        f"{row.where}: the answer {answer[:60]!r} is not among its choices; give the choice's text, its letter "
+        f"(A is the first) or its index (from 0)."
+    )

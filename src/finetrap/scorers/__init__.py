@@ -1,0 +1,1 @@
+"""One file per family of scorers; each is found by being here."""
