@@ -60,7 +60,9 @@ class Study(Record):
     name: str = Field(default="study", min_length=1, max_length=100)
     """Also names the folder: finetrap-NAME."""
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
+    """Presets, Hub ids, local folders or GGUF files; one is enough."""
     tasks: Names = Field(min_length=1)
+    """What the models are adapted to and tested on; one is enough."""
     arms: Names = DEFAULT_ARMS
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
