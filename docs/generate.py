@@ -50,14 +50,17 @@ def wanted() -> dict[Path, str]:
     navigation = (ROOT / "mkdocs.yml").read_text()
     for folder in ("methods", "tasks", "results", "decisions"):
         navigation = fill(navigation, folder, _navigation(folder, files), kind=".yml")
-    files[ROOT / "mkdocs.yml"] = navigation
+    files[ROOT / "mkdocs.yml"] = fill(navigation, "reports", records.left_out(found), kind=".yml")
     return files
 
 
 def _navigation(folder: str, files: dict[Path, str]) -> str:
     """A section of mkdocs.yml with every page of a folder, the index first."""
-    there = {path for path in (DOCS / folder).rglob("*.md") if folder in ("decisions", "results")}
-    pages = there | {path for path in files if path.is_relative_to(DOCS / folder)}
+    pages = {path for path in files if path.is_relative_to(DOCS / folder)}
+    if folder == "decisions":
+        pages |= set((DOCS / folder).glob("*.md"))
+    if folder == "results":
+        pages |= {path for path in (DOCS / folder).glob("*/report.md") if not path.with_suffix(".html").is_file()}
     ordered = sorted(pages, key=lambda path: (path.name != "index.md", str(path)))
     section = {folder.title(): [_entry(folder, path) for path in ordered]}
     lines = yaml.safe_dump([section], sort_keys=False, width=200).splitlines()

@@ -23,7 +23,8 @@ def fill(text: str, name: str, content: str, *, kind: str = ".md") -> str:
     blank = "\n" if kind == ".md" else ""
     # What stands before the end on its line is its indentation.
     indentation = re.search(r"[ \t]*$", rest.partition(end)[0])
-    return f"{before}{begin}{blank}{content}\n{blank}{indentation[0] if indentation else ''}{end}{after}"
+    content = f"{content}\n" if content else ""
+    return f"{before}{begin}{blank}{content}{blank}{indentation[0] if indentation else ''}{end}{after}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -39,26 +39,30 @@ def demo_block(results: Results, folder: str) -> str:
 def demo_picture() -> str:
     """The demo's accuracies and where its evidence lies, from the first page."""
     chart = next((DOCS / "results" / "demo" / "charts").glob("*-accuracy.svg")).relative_to(DOCS).as_posix()
-    links = ", ".join(f"[{text}](results/demo/{name})" for text, name in _reports("demo"))
-    return f"![The accuracy of each arm of the demo, with its interval]({chart})\n\nThe demo's {links}."
+    links = f"[The demo's report](results/demo/{report_of('demo')}) and [its numbers](results/demo/results.json)."
+    return f"![The accuracy of each arm of the demo, with its interval]({chart})\n\n{links}"
 
 
-def _reports(name: str) -> list[tuple[str, str]]:
-    """The files of a record that a reader opens, of those that are there."""
-    files = (("report", "report.html"), ("report as text", "report.md"), ("numbers", "results.json"))
-    return [(text, file) for text, file in files if (DOCS / "results" / name / file).is_file()]
+def report_of(name: str) -> str:
+    """The report of a record: report.html where it is there. A page made of report.md would be called the same."""
+    return next(file for file in ("report.html", "report.md") if (DOCS / "results" / name / file).is_file())
+
+
+def left_out(found: dict[str, Results]) -> str:
+    """Reports as Markdown that are no pages of the site, as lines of `exclude_docs`."""
+    return "\n".join(f"  /results/{name}/report.md" for name in found if report_of(name) == "report.html")
 
 
 def results_page(found: dict[str, Results]) -> str:
     """Every committed record and its answer."""
     parts = []
     for name, results in found.items():
-        links = ", ".join(f"[{text}]({name}/{file})" for text, file in _reports(name))
         answers = "\n".join(
             f"- {escape(task)} with {escape(model)}: **{escape(headline(recommendation))}** {escape(why)}"
             for model, task, _, recommendation in groups(results)
             for why in recommendation.why[:1]
         )
+        links = f"[report]({name}/{report_of(name)}), [numbers]({name}/results.json)"
         parts += [f"## {escape(name)}", answers, f"{str(results.study['finished'])[:10]}: {links}."]
     return page(
         "# Results",
@@ -85,7 +89,7 @@ def _with_verdict(found: dict[str, Results], verdict: str) -> Iterator[str]:
             if versus is not None and versus.verdict == verdict:
                 artifact = versus.artifact
                 yield (
-                    f"Example: `{arm.arm}` on {escape(arm.task)} in [{name}](results/{name}/report.md) has "
+                    f"Example: `{arm.arm}` on {escape(arm.task)} in [{name}](results/{name}/{report_of(name)}) has "
                     f"{percent(arm.accuracy)} on {arm.n_test} items. That is {points(artifact.delta)} points against "
                     f"zero-shot, adjusted interval {_interval(artifact.ci95_adjusted)}, adjusted p "
                     f"{artifact.p_adjusted:.2g}, minimum detectable effect {100 * artifact.mde:.1f} points."
@@ -110,7 +114,7 @@ def _retention_table(found: dict[str, Results]) -> str:
         change = "-" if kept.delta is None or kept.ci95 is None else f"{points(kept.delta)} ({_interval(kept.ci95)})"
         text = kept.bits_per_byte_ci95
         bits = "-" if text is None else f"{kept.bits_per_byte_delta:+.3f} ({text[0]:+.3f} to {text[1]:+.3f})"
-        rows.append([f"`{verdict}`", f"`{arm.arm}` in [{name}](results/{name}/report.md)", change, bits])
+        rows.append([f"`{verdict}`", f"`{arm.arm}` in [{name}](results/{name}/{report_of(name)})", change, bits])
     return table(["verdict", "example", "general tasks, points (95%)", "bits per byte (95%)"], rows)
 
 

@@ -227,6 +227,7 @@ class Results(Record):
     environment: Environment
     """Of the machine that planned the study last."""
     arms: tuple[ArmResult, ...]
+    """One for each arm on each model and task."""
     comparisons: tuple[Comparison, ...]
     """Pairs of arms, exploratory."""
     recommendations: tuple[Recommendation, ...]
