@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-instruct-q4
 
-.PHONY: demo test check lint format readme bench clean
+.PHONY: demo test check lint format generate docs bench clean
 
 demo: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
@@ -25,9 +25,14 @@ format: .venv/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# What is generated from code or records: the README's table, the JSON Schema of results.json.
-readme: .venv/installed
+# What comes out of code or records: the README's table, the JSON Schema of results.json, most pages of docs/.
+generate: .venv/installed
 	$(BIN)/python docs/generate.py
+
+# The documentation, into site/. It is read from there, without a server or a network.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 bench: .venv/installed
 	$(BIN)/python bench/startup.py
@@ -38,4 +43,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site

@@ -1,21 +1,68 @@
-"""What is generated is up to date, and the committed records are what the schema says."""
+"""What is generated is fresh, the committed records are what the schema says, the site builds and stands alone."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
 
+from finetrap.config import ModelSpec, Study
+from finetrap.errors import StudyError
+from finetrap.method import method
+from finetrap.results import Verdict
+from finetrap.task import Example, Split, Task, get_task, task
+
 ROOT = Path(__file__).parent.parent
-RESULTS = sorted((ROOT / "docs" / "results").glob("*/results.json"))
+DOCS = ROOT / "docs"
+RESULTS = sorted((DOCS / "results").glob("*/results.json"))
+HAND_WRITTEN = sorted(path for path in DOCS.glob("*.md") if path.name != "LOG.md")
 
 
-def test_readme_and_schema_are_what_the_generator_writes() -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+        [*command, "--site-dir", str(folder)], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
     )
+    # Strict: a link or an anchor that leads nowhere, or a page that the navigation leaves out, is an error.
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class _Loaded(HTMLParser):
+    """Addresses that a browser fetches by itself, and those of nothing else."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            linked = name in ("href", "xlink:href") and tag not in ("a", "base")
+            if value and (linked or name in ("src", "srcset", "data", "poster", "background")):
+                self.found.append(value)
+            # What makes the theme's own script fetch something: a diagram, a repository's stars.
+            if (name, value) in (("class", "mermaid"), ("data-md-component", "source")):
+                self.found.append(f"https: for {value}")
+
+
+def _external(text: str) -> list[str]:
+    found = _Loaded(text).found + re.findall(r"url\(\s*[\"']?([^)\"']+)", text)
+    found += re.findall(r"@import\s+[\"']([^\"']+)", text)
+    return [address for address in found if re.match(r"\s*(https?:|//)", address)]
+
+
+def test_what_is_generated_is_what_the_generator_writes() -> None:
+    done = subprocess.run([sys.executable, str(DOCS / "generate.py"), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -27,3 +74,82 @@ def test_committed_results_follow_the_schema(path: Path) -> None:
 
 def test_records_of_the_issue_are_committed() -> None:
     assert {"demo", "smollm2_gsm8k_quick"} <= {path.parent.name for path in RESULTS}
+
+
+def test_every_method_and_task_has_a_page(site: Path) -> None:
+    wanted = {f"methods/{name}.html" for name in method.names()} | {f"tasks/{name}.html" for name in task.names()}
+    assert {name for name in wanted if not (site / name).is_file()} == set()
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    read = [path for path in site.rglob("*") if path.suffix in (".html", ".css", ".svg")]
+    external = {str(path.relative_to(site)): found for path in read if (found := _external(path.read_text()))}
+    assert external == {}
+    assert len(read) > 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        '<link rel="stylesheet" href="//fonts.example/x.css">',
+        '<img srcset="https://example/x.png 2x">',
+        "<style>@import 'https://example/x.css';</style>",
+        "a { background: url(http://example/x.png) }",
+        '<pre class="mermaid">a</pre>',
+    ],
+)
+def test_what_is_loaded_from_elsewhere_is_seen(text: str) -> None:
+    assert _external(text)
+
+
+def test_a_link_for_the_reader_is_not_loaded() -> None:
+    assert _external('<a href="https://arxiv.org/abs/2106.09685">x</a><img src="x.svg">') == []
+
+
+def test_search_works_on_pages_opened_from_a_folder(site: Path) -> None:
+    assert (site / "search" / "search_index.js").read_text().startswith("var __index = {")
+    assert 'src="assets/iframe-worker.js"' in (site / "index.html").read_text()
+
+
+def test_every_verdict_is_explained() -> None:
+    headings = re.findall(r"^### (\w+)", (DOCS / "verdicts.md").read_text(), re.MULTILINE)
+    assert set(get_args(Verdict)) <= set(headings)
+
+
+@pytest.mark.parametrize("path", HAND_WRITTEN, ids=lambda path: path.name)
+def test_code_that_a_page_names_exists(path: Path) -> None:
+    missing = []
+    for module, name in re.findall(r"`finetrap\.(\w+)(?:\.(\w+))?`", path.read_text()):
+        source = ROOT / "src" / "finetrap" / f"{module}.py"
+        if not source.is_file():
+            source = ROOT / "src" / "finetrap" / module / "__init__.py"
+        defines = rf"^(def|class) {name}\b|^{name}\b.*="
+        if not source.is_file() or (name and not re.search(defines, source.read_text(), re.MULTILINE)):
+            missing.append(f"{module}.{name}")
+    assert missing == []
+
+
+def test_every_key_of_a_study_and_every_setting_of_a_method_has_help() -> None:
+    fields = {**Study.model_fields, **ModelSpec.model_fields}
+    assert [name for name, field in fields.items() if not field.description] == []
+    pages = {name: (DOCS / "methods" / f"{name}.md").read_text() for name in method.names()}
+    assert [name for name, text in pages.items() if re.search(r"\|\s*\|$", text, re.MULTILINE)] == []
+
+
+def test_a_task_whose_data_cannot_be_had_has_a_page_without_an_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(split: Split) -> tuple[Example, ...]:
+        raise StudyError("no network")
+
+    def elsewhere() -> Task:
+        """From elsewhere (arXiv:2402.14830)."""
+        return Task("elsewhere", "x", "generate", "MIT", load, score=get_task("gsm8k").score)
+
+    monkeypatch.syspath_prepend(str(DOCS))
+    monkeypatch.setitem(task._entries, "elsewhere", elsewhere)
+    from generator.tasks import task_pages
+
+    page = task_pages()["elsewhere.md"]
+    assert "From elsewhere ([arXiv:2402.14830](https://arxiv.org/abs/2402.14830))." in page
+    assert "The data does not come with finetrap" in page
+    assert "score_number" in page

@@ -72,8 +72,9 @@ class Study(Record):
     name: str = Field(default="study", min_length=1, max_length=100)
     """Also names the folder: finetrap-NAME."""
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
+    """Presets, Hub ids, local folders or GGUF files; in Python also a loaded model, or (model, tokenizer)."""
     tasks: Annotated[tuple[str | OwnData, ...], BeforeValidator(_names)] = Field(min_length=1)
-    """Names of `finetrap tasks`, or data of one's own."""
+    """What the models are adapted to and tested on: names of `finetrap tasks`, or data of one's own."""
     data_dir: Path | None = None
     """Folder with copies of Hub data sets, as ORG/NAME or NAME below it."""
     arms: Names = DEFAULT_ARMS

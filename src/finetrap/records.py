@@ -17,9 +17,11 @@ Purpose = Literal["target", "retention", "out_of_distribution"]
 
 
 class Record(BaseModel):
-    """Frozen, and strict about unknown fields."""
+    """Frozen, and strict about unknown fields. The docstring under a field is its description in the JSON Schema."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def digest(value: object) -> str:
@@ -238,16 +240,22 @@ class Environment(Record):
     """Recorded with every result, not part of any key."""
 
     finetrap: str
+    """Its version."""
     commit: str | None
+    """Of the checkout that ran; null where it was no checkout."""
     python: str
     packages: dict[str, str] = Field(default_factory=dict)
+    """Versions of those that can move a number."""
     system: str
+    """Operating system and architecture."""
     processor: str
     cores: int
     threads: int
+    """That torch computes with."""
     memory_bytes: int
     device: str
     dtype: str
+    """Of the compute and of the stored weights."""
 
     @property
     def key(self) -> str:

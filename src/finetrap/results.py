@@ -25,6 +25,7 @@ class Artifact(Record):
     """One checkpoint (the first seed's) against the untouched model: variance over items only."""
 
     delta: float
+    """Accuracy of the arm minus that of the untouched model."""
     ci95: tuple[float, float]
     """Tango's score interval."""
     ci95_adjusted: tuple[float, float]
@@ -41,9 +42,11 @@ class VersusZeroShot(Record):
     """The difference to the untouched model with the same prompt."""
 
     verdict: Verdict
+    """`docs/verdicts.md` says what each word means."""
     margin: float
     """Differences below it would not change the choice."""
     artifact: Artifact
+    """This checkpoint; the verdict is about it."""
     recipe: None = None
     """Over seeds: not computed in this version."""
 
@@ -52,8 +55,11 @@ class RetentionTask(Record):
     """A general task, before and after."""
 
     score: float
+    """Accuracy after, in this task's own scale."""
     delta: float
+    """After minus before."""
     ci95: tuple[float, float]
+    """Of the delta: Tango's score interval."""
 
 
 class Retention(Record):
@@ -62,16 +68,21 @@ class Retention(Record):
     mean: float | None
     """Over the tasks where the untouched model is above chance, chance at 0 and all right at 1."""
     delta: float | None
+    """After minus before, of the mean."""
     ci95: tuple[float, float] | None
+    """Of the delta, over items."""
     verdict: Verdict
     """`harm`: forgetting beyond the tolerance is shown; `no_difference`: it is ruled out; else `undecided`."""
     bits_per_byte: float | None
+    """Of general text, after; lower is better."""
     bits_per_byte_delta: float | None
     """Worse is positive."""
     bits_per_byte_ci95: tuple[float, float] | None = None
+    """Of the delta, over texts."""
     kl: None = None
     """Not computed in this version."""
     tasks: dict[str, RetentionTask]
+    """By name; general text stands in the bits per byte."""
 
 
 class OutOfDistribution(Record):
@@ -81,7 +92,9 @@ class OutOfDistribution(Record):
     n_test: int
     accuracy: float
     ci95: tuple[float, float]
+    """Wilson's."""
     vs_zero_shot: Artifact | None
+    """To the untouched model on the same items; not corrected for the number of arms."""
 
 
 class ArmCost(Record):
@@ -89,6 +102,7 @@ class ArmCost(Record):
 
     trainable_params: int
     train_tokens: int
+    """Prompt and completion tokens that training read."""
     train_seconds: float
     tune_seconds: None = None
     """Not computed in this version: nothing is tuned."""
@@ -97,21 +111,28 @@ class ArmCost(Record):
     tokens_per_second: float | None
     """In training."""
     peak_memory_bytes: int
+    """The highest of training and of evaluation on the target, over seeds."""
     artifact_bytes: int
+    """On disk: the adapter, or the whole model."""
     prompt_tokens_per_query: float
+    """Shots included."""
     output_tokens_per_query: float
+    """For multiple choice the tokens of all choices, which are scored and not generated."""
 
 
 class ArmResult(Record):
     """An arm on a model and task."""
 
     arm: str
+    """Its name, unique in the study."""
     method: str
     model: str
     """With the quantisation it started from."""
     params: int
+    """Weights of the model, tied ones counted once."""
     task: str
     hyperparameters: dict[str, str | int | float]
+    """All settings of the method, defaults included."""
     seeds: tuple[int, ...]
     """Those that are done."""
     n_test: int
@@ -133,6 +154,7 @@ class ArmResult(Record):
     rule: str = ""
     """How accuracy is decided, in words."""
     vs_zero_shot: VersusZeroShot | None
+    """Null for the trivial arm and for zero-shot itself."""
     retention: Retention | None
     """Null for the trivial arm, and where no retention task was asked for."""
     out_of_distribution: tuple[OutOfDistribution, ...]
@@ -159,9 +181,13 @@ class Comparison(Record):
     delta: float
     """Accuracy of a minus b, first seeds."""
     ci95: tuple[float, float]
+    """Tango's score interval."""
     p: float
+    """McNemar, the larger of mid-p and score."""
     p_adjusted: float | None
+    """Null: pairs are outside the corrected family."""
     verdict: Literal["gain", "harm", "undecided"]
+    """Of a against b, by the uncorrected p at 5%."""
 
 
 class Recommendation(Record):
@@ -172,11 +198,13 @@ class Recommendation(Record):
     method: str
     """The arm to take, or `undecided`, or `floor`."""
     why: tuple[str, ...]
+    """The evidence, a sentence each."""
     confidence: float | None
     """That the arm loses at most `regret_upper` against the best, over items."""
     regret_upper: float | None
     """Of the recommended arm, or of the leader where undecided."""
     next_step: str
+    """What to do now, or what would decide."""
     leader: str | None = None
     """The arm with the highest accuracy that was not dropped."""
     dropped: dict[str, str] = Field(default_factory=dict)
@@ -192,21 +220,30 @@ class Failure(Record):
     """A trial that failed; it has no score."""
 
     trial: str
+    """Name of its folder, where failure.json has the traceback."""
     error: str
+    """In one line."""
 
 
 class Results(Record):
     """The answer of a study."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
+    """Raised when a key changes its meaning or goes."""
     study: dict[str, object]
+    """Name, protocol version, settings as in a study file, command, when it finished, train rows dropped, trials."""
     environment: Environment
+    """Of the machine that planned the study last."""
     arms: tuple[ArmResult, ...]
+    """One for each arm on each model and task."""
     comparisons: tuple[Comparison, ...]
+    """Pairs of arms, exploratory."""
     recommendations: tuple[Recommendation, ...]
+    """One a model and task."""
     claims: tuple[()] = ()
     """Not computed in this version."""
     failures: tuple[Failure, ...]
+    """Trials that failed and were not done since."""
     warnings: tuple[str, ...]
     """What a reader has to know before trusting a number."""
     _folder: Path | None = PrivateAttr(default=None)

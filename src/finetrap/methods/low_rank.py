@@ -30,11 +30,25 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
 
 @trains(learning_rate=1e-3)
 def lora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
-    """Train B and A in W + (alpha / rank) B A, with W frozen (arXiv:2106.09685)."""
+    """Train B and A in W + (alpha / rank) B A, with W frozen (arXiv:2106.09685).
+
+    Args:
+        rank: Columns of B and rows of A: how much can be learned, and how large the adapter is.
+        alpha: Scale of what is added, over `rank`.
+        dropout: Share of A's inputs that is zeroed in training.
+        training: As every method that trains.
+    """
     return _low_rank(rank, alpha, dropout, training, use_dora=False)
 
 
 @trains(learning_rate=1e-3)
 def dora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
-    """LoRA for the direction of each column of W, its magnitude trained apart (arXiv:2402.09353)."""
+    """LoRA for the direction of each column of W, its magnitude trained apart (arXiv:2402.09353).
+
+    Args:
+        rank: Columns of B and rows of A: how much can be learned, and how large the adapter is.
+        alpha: Scale of what is added, over `rank`.
+        dropout: Share of A's inputs that is zeroed in training.
+        training: As every method that trains.
+    """
     return _low_rank(rank, alpha, dropout, training, use_dora=True)

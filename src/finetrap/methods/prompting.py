@@ -20,5 +20,9 @@ def zero_shot() -> Method:
 
 @method
 def few_shot(shots: int = 5) -> Method:
-    """Solved examples from train in front of the question, drawn by seed (arXiv:2005.14165)."""
+    """Solved examples from train in front of the question, drawn by seed (arXiv:2005.14165).
+
+    Args:
+        shots: How many. They are read again at every query.
+    """
     return Method(shots=shots)
