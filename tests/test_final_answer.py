@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finetrap.final_answer import agree, canonical, final_answer, score_final, value_of
+from finetrap.final_answer import final_answer, score_final
+from finetrap.numerals import agree, canonical, value_of
 from finetrap.scoring import Verdict
 
 
@@ -194,6 +195,11 @@ CASES = [
     ("a title", "So Mr. Kim has 12 apples.", "12"),
     ("a context that no equation gave", "2 + 2 = 4\nSo each of the 5 children gets the same.", None),
     ("an aside behind it", "Therefore, there are 12 girls in the class of 27.", None),
+    ("a purpose", "So Jin should have 25 stickers so that everyone has 10.", "25"),
+    ("a bound in words", "Therefore, Sohyun has more than 5 apples.", None),
+    ("the same value twice", r"So the value is \frac{7}{2} or 3.5.", "3.5"),
+    ("a rounding said as well", "So the probability is 1/6 or 16.67%.", None),
+    ("a number inside the subject", "Therefore, the average after 5 new students join is 17 years.", "17"),
     ("an aside behind a copula", "Therefore, the number of girls is 12 in the other class.", "12"),
 ]
 
