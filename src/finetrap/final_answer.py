@@ -12,9 +12,13 @@ the answer stand? The first of these that is there decides, even if what it deci
 
 Within that sentence brackets, "Since ..., " before and ", because ..." after the claim are left out, and "..., so"
 narrows it to what follows. Then: the number right after its last equals sign; else its only number; else the number
-after "is" or "are" at its end; else its only number that the solution computed (that stands after an equals sign
-anywhere), so that a number out of the question said again is not taken for the answer. What is not decided by then
-is None: a row that is left out costs less than a row with a wrong answer.
+after "is" or "are" at its end, apart from asides ("in 3 days"); else its only number that the solution computed (that
+stands after an equals sign anywhere), if every other was mentioned before: so a number out of the question said again
+is not taken for the answer. What is not decided by then is None: a row that is left out costs less than a row with a
+wrong answer.
+
+Measured on GSM8K's test split, on which no rule was made: of 1,319 solutions with the marked answer cut off, 1,301
+give that answer, 15 none, and 3 another (twice dollars where cents are marked, once a mark unlike its solution).
 """
 
 import re

@@ -69,7 +69,8 @@ _OPEN_AFTER = re.compile(
     r" ?(?:[+*÷±√π\\<>≤≥…^]|\.\.\.|/ ?[(xyzn]|- ?[0-9$(xyzn\\]|x [0-9]|pi\b|remainder\b)|[xyznab]\b|[eE][+-]?[0-9]"
 )
 _OPEN_BEFORE = re.compile(
-    r"(?:[+*÷±√^/≤≥]|(?<![-=])[<>]|[\w)] -|[0-9] x|\\(?!boxed|fbox)[A-Za-z]{1,20} ?\{?|\} ?\{|\bsqrt ?\(|\b(?:more|less|fewer|greater) than) ?$"
+    r"(?:[+*÷±√^/≤≥]|(?<![-=])[<>]|[\w)] -|[0-9] x|\\(?!boxed|fbox)[A-Za-z]{1,20} ?\{?|\} ?\{|\bsqrt ?\("
+    r"|\b(?:more|less|fewer|greater) than) ?$"
 )
 _UNIT = (
     r"(?:hours?|hrs?|h|minutes?|mins?|seconds?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|pounds?|lbs?"
