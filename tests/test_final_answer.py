@@ -1,6 +1,8 @@
 """The final number of a solution is the one a careful reader would name, or none."""
 
+import re
 import time
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from finetrap.final_answer import final_answer, score_final
 from finetrap.numerals import agree, canonical, value_of
 from finetrap.scoring import Verdict
+from finetrap.task import packaged_rows
 
 
 @pytest.mark.parametrize(
@@ -367,3 +370,13 @@ def test_time_is_linear_in_the_length(piece, length):
 
     # 4 times the length; the square of it would take 16 times as long. Times below a second are noise.
     assert (longer := seconds(length)) < 1 or longer < 10 * seconds(length // 4)
+
+
+def test_of_gsm8ks_marked_solutions_three_of_1319_give_another_answer():
+    # Twice dollars where cents are marked ($0.10, mark 10), once a mark that its solution does not arrive at.
+    found = Counter()
+    for row in packaged_rows("gsm8k", "test"):
+        solution, mark = re.sub(r"<<[^>]*>>", "", row["answer"]).rsplit("####", 1)
+        answer = final_answer(solution)
+        found["none" if answer is None else agree(value_of(answer), value_of(mark))] += 1
+    assert found == {True: 1301, "none": 15, False: 3}
