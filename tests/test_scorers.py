@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from finetrap.errors import StudyError
 from finetrap.scoring import AnswerError, make_scorer, scorer
 
-GOLDS = {"exact": ["Paris"], "contains": ["Paris"], "number": ["72"], "label": ["spam", "not spam"], "json": ['{"a": 1}']}
+GOLDS = {
+    "exact": ["Paris"],
+    "contains": ["Paris"],
+    "number": ["72"],
+    "label": ["spam", "not spam"],
+    "json": ['{"a": 1}'],
+}
 SPECS = [*GOLDS, "regex:answer is (.*)"]
 
 # scorer, gold, output -> (extracted, correct, strict, anywhere, formatted)
@@ -57,7 +63,9 @@ def test_an_output_is_scored_by_every_rule(spec: str, gold: str, output: str, ex
 
 def test_each_field_of_a_json_answer_is_told() -> None:
     gold = '{"city": "Paris", "rooms": 2, "tags": ["a", "b"]}'
-    verdict = make_scorer("json", [gold]).score('Sure: {"city": "Paris", "rooms": "2", "tags": ["a", "b"], "x": 1}', gold)
+    verdict = make_scorer("json", [gold]).score(
+        'Sure: {"city": "Paris", "rooms": "2", "tags": ["a", "b"], "x": 1}', gold
+    )
     assert dict(verdict.parts) == {"city": True, "rooms": False, "tags": True}
     assert not verdict.correct
 
@@ -84,7 +92,11 @@ def test_the_gold_answer_itself_is_right_by_every_rule(spec: str) -> None:
     assert tuple(make_scorer(spec, golds).score(output, golds[0]))[1:4] == (True, True, True)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
 def test_a_json_answer_equals_itself_however_it_is_written(value: object) -> None:
     gold = json.dumps({"x": value})
     written = json.dumps({"x": value}, indent=2, ensure_ascii=False)
@@ -100,7 +112,9 @@ def test_a_json_answer_equals_itself_however_it_is_written(value: object) -> Non
         ("label", [str(n) for n in range(101)], "101 different answers", 0),
     ],
 )
-def test_answers_that_do_not_suit_a_scorer_are_named(spec: str, answers: list[str], says: str, index: int | None) -> None:
+def test_answers_that_do_not_suit_a_scorer_are_named(
+    spec: str, answers: list[str], says: str, index: int | None
+) -> None:
     with pytest.raises(AnswerError, match=says) as raised:
         make_scorer(spec, answers)
     if index is not None:

@@ -9,11 +9,13 @@ from finetrap.task import Example, Split, Task, packaged_rows, task
 _CALCULATOR = re.compile(r"<<[^>]*>>")
 
 
-def _prompt(question: str) -> str:
+def prompt(question: str) -> str:
+    """A question that asks for reasoning and a stated number; all word problems are put this way."""
     return f'Question: {question}\nThink step by step, then end with a last line "#### " and the number.'
 
 
-def _stated(answer: str) -> str:
+def stated(answer: str) -> str:
+    """An answer in the format that the prompt asks for."""
     return f"#### {answer}"
 
 
@@ -37,12 +39,12 @@ def gsm8k() -> Task:
         kind="generate",
         license="MIT",
         load=_gsm8k,
-        prompt=_prompt,
+        prompt=prompt,
         score=score_number,
         rule="stated answer, else last number",
-        answer_format=_stated,
+        answer_format=stated,
         max_new_tokens=320,
-        siblings=frozenset({"svamp"}),
+        siblings=frozenset({"svamp", "orca_math"}),
     )
 
 
@@ -70,10 +72,10 @@ def svamp() -> Task:
         license="MIT",
         load=_svamp,
         splits=("test",),
-        prompt=_prompt,
+        prompt=prompt,
         score=score_number,
         rule="stated answer, else last number",
-        answer_format=_stated,
+        answer_format=stated,
         max_new_tokens=320,
-        siblings=frozenset({"gsm8k"}),
+        siblings=frozenset({"gsm8k", "orca_math"}),
     )
