@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import called, contents, model_copy, rows_in, study_file, trial_folder, written_at
+from support import called, contents, rows_in, study_file, trial_folder, written_at
 
 from finetrap import store as store_module
 from finetrap.config import load_study, make_study
@@ -392,13 +392,6 @@ def test_a_failure_does_not_count_once_nothing_is_missing_any_more(
 ) -> None:
     (trial_folder(out, "lora") / "failure.json").write_text('{"trial": "t", "error": "e", "traceback": ""}')
     assert not run_study(tmp_path, tiny_folder).failures
-
-
-def test_a_question_too_long_for_the_model_fails_its_trial_only(tiny_folder: Path, tmp_path: Path) -> None:
-    model = model_copy(tiny_folder, tmp_path / "short", max_position_embeddings=512)
-    results = run_study(tmp_path, model, arms=["few_shot:shots=8"])
-    assert [arm.arm for arm in results.arms] == ["constant", "zero_shot"]
-    assert "and " + str(model) + " can read 512" in results.failures[0].error
 
 
 @pytest.mark.parametrize("settings", ["learning_rate=1000,batch_size=2", "learning_rate=100"], ids=["early", "at_last"])
