@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,7 @@ from finetrap.presets import cache_folder
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from tokenizers.pre_tokenizers import PreTokenizer
+    from transformers import PreTrainedTokenizerBase
 
 
 class GGUFHeader(NamedTuple):
@@ -91,9 +90,7 @@ def dequantised(path: Path, sha256: str) -> Path:
         )
         model.save_pretrained(part)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-        repair = _PRE_TOKENIZERS.get(header.pre_tokenizer)
-        if repair is not None:
-            tokenizer.backend_tokenizer.pre_tokenizer = repair()
+        repair(tokenizer, header.pre_tokenizer)
         tokenizer.save_pretrained(part)
         part.chmod(0o755)
         part.replace(folder)
@@ -102,11 +99,17 @@ def dequantised(path: Path, sha256: str) -> Path:
     return folder
 
 
-def _digits_apart() -> "PreTokenizer":
+def repair(tokenizer: "PreTrainedTokenizerBase", pre_tokenizer: str) -> None:
+    """Give a tokenizer back what Transformers' conversion loses; `pre_tokenizer` is the file's `tokenizer.ggml.pre`."""
+    from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
-
-
-_PRE_TOKENIZERS: "dict[str, Callable[[], PreTokenizer]]" = {"smollm": _digits_apart}
-"""By `tokenizer.ggml.pre`: what Transformers' conversion loses. SmolLM2 splits numbers into digits."""
+    if pre_tokenizer == "smollm":
+        # SmolLM2 splits numbers into digits.
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    if type(tokenizer).__name__ == "GemmaTokenizer":
+        # Its runs of spaces are user-defined: taken whole from the text, the longest first, and not merged from pairs.
+        runs = [token for token in tokenizer.get_vocab() if len(token) > 1 and not token.strip("\u2581")]
+        tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
