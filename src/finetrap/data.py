@@ -161,7 +161,8 @@ class Encoder:
     """Turns examples of a task into prompts and completions in a model's tokens.
 
     Multiple choice is always prompted plainly, as lm-evaluation-harness does; generation goes
-    through the chat template where `chat` is true, shots as turns.
+    through the chat template where `chat` is true, shots as turns. Models that can think before they answer
+    (Qwen3) are told not to.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", task: Task, *, chat: bool) -> None:
@@ -180,7 +181,12 @@ class Encoder:
             turns.append({"role": "user", "content": self.task.prompt(example.question)})
             text = str(
                 self.tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+                    turns,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    date_string=TEMPLATE_DATE,
+                    # As training teaches it; thoughts would use up the tokens that a task allows an answer.
+                    enable_thinking=False,
                 )
             )
         else:
