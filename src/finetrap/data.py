@@ -247,4 +247,5 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     tail = text[text.rindex(content) + len(content) :]
     ids: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return next((token for token in ids if token in special), None) or _eos(tokenizer)
+    found = [token for token in ids if token in special]
+    return found[0] if found else _eos(tokenizer)
