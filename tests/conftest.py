@@ -12,6 +12,7 @@ install_import_hook("finetrap", "shape_checks.check")
 
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -21,6 +22,7 @@ from transformers import (  # noqa: E402
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -52,20 +54,19 @@ SIZES = {
     "pad_token_id": 258,
     "attn_implementation": "sdpa",
 }
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=True)),
-    "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            **SIZES,
-            sliding_window=8,
-            layer_types=["sliding_attention", "full_attention"],
-            # Tied, a random model would only repeat its last token: Gemma scales its embeddings up.
-            tie_word_embeddings=False,
-        )
+KINDS: dict[str, tuple[type[PreTrainedModel], type[PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     ),
 }
+VARIANTS = {f"{kind}-{ties}": (kind, ties == "tied") for kind in KINDS for ties in ("tied", "untied")}
+# Gemma untied: tied, a random model would only repeat its last token, since it scales its embeddings up.
+FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", True), "gemma3": ("gemma3", False)}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -100,12 +101,17 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., PreTrainedModel]:
-    """A function that makes a random two-layer model of a family, ready to evaluate; the same at every call."""
+    """A function that makes a random two-layer model of a family, ready to evaluate; the same at every call.
 
-    def make(family: str = "llama", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    `settings` are those of its configuration.
+    """
+
+    def make(family: str = "llama", *, dtype: torch.dtype = torch.float32, **settings: Any) -> PreTrainedModel:
+        kind, tied = {**FAMILIES, **VARIANTS}[family]
+        model, config, own = KINDS[kind]
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return FAMILIES[family]().to(dtype).eval()
+            return model(config(**{**SIZES, **own, "tie_word_embeddings": tied, **settings})).to(dtype).eval()
 
     return make
 

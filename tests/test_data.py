@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from finetrap.data import (
     Encoder,
@@ -345,6 +346,16 @@ def test_the_end_of_turn_is_a_special_token_even_behind_a_line_break(tiny_tokeni
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n<|im_end|>{% endfor %}"
     encoder = Encoder(tokenizer, get_task("gsm8k"), chat=True)
     assert encoder.end_of_turn == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_the_end_of_turn_may_have_the_id_0():
+    end, *rest = ["<|end|>", "<|eos|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([end, *rest])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([end, rest[0]])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=rest[0])
+    wrapped.chat_template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
+    assert Encoder(wrapped, get_task("gsm8k"), chat=True).end_of_turn == wrapped.convert_tokens_to_ids(end) == 0
 
 
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(tiny_tokenizer):

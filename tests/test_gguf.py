@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFWriter, LlamaFileType
+from tokenizers import pre_tokenizers
+from transformers import GemmaTokenizer, GPT2Tokenizer
 
 from finetrap.errors import StudyError
-from finetrap.gguf import read_header
+from finetrap.gguf import read_header, repair
 
 
 @pytest.fixture
@@ -74,3 +76,31 @@ def test_a_file_that_does_not_say_its_sizes_is_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(StudyError, match=r"does not say its llama\.block_count"):
         read_header(path)
+
+
+# --- what Transformers' conversion of a tokenizer loses --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spaces", "between"), [(1, "_b"), (2, "__ b"), (5, "_____ b"), (6, "_____ _b"), (8, "_____ ___ b")]
+)
+def test_gemma_takes_runs_of_spaces_from_the_left_the_longest_first(spaces: int, between: str) -> None:
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    blanks = ["\u2581" * size for size in range(1, 6)]
+    vocabulary = {token: i for i, token in enumerate([*specials, *blanks, "a", "b", "\u2581b"])}
+    # As Transformers makes them out of a vocabulary: every way to split a token, in the tokens' order.
+    merges = [(token[:i], token[i:]) for token in blanks for i in range(1, len(token))] + [("\u2581", "b")]
+    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=merges)
+    repair(tokenizer, "default")
+    ids = tokenizer("a" + " " * spaces + "b", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["a", *between.replace("_", "\u2581").split()]
+    assert tokenizer.decode(ids) == "a" + " " * spaces + "b"
+
+
+def test_smollm_splits_numbers_into_digits() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "12", "123"])}
+    tokenizer = GPT2Tokenizer(vocab=vocabulary, merges=[("1", "2"), ("12", "3")])
+    assert tokenizer.tokenize("123") == ["123"]
+    repair(tokenizer, "smollm")
+    assert tokenizer.tokenize("123") == ["1", "2", "3"]

@@ -111,7 +111,8 @@ class Encoder:
     """Turns examples of a task into prompts and completions in a model's tokens.
 
     Multiple choice is always prompted plainly, as lm-evaluation-harness does; generation goes
-    through the chat template where `chat` is true, shots as turns.
+    through the chat template where `chat` is true, shots as turns. Models that can think before they answer
+    (Qwen3) are told not to.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", task: Task, *, chat: bool) -> None:
@@ -148,6 +149,8 @@ class Encoder:
                     tokenize=False,
                     add_generation_prompt=True,
                     date_string=TEMPLATE_DATE,
+                    # As training teaches it; thoughts would use up the tokens that a task allows an answer.
+                    enable_thinking=False,
                 )
             )
         except TemplateError as error:
@@ -233,4 +236,5 @@ def _end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     tail = text[text.rindex(content) + len(content) :]
     ids: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return next((token for token in ids if token in special), None) or _eos(tokenizer)
+    found = [token for token in ids if token in special]
+    return found[0] if found else _eos(tokenizer)

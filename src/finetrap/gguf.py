@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,11 @@ from finetrap.presets import cache_folder
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
-    from tokenizers.pre_tokenizers import PreTokenizer
+    from transformers import PreTrainedTokenizerBase
+
+
+CONVERSION = 2
+"""Raised whenever the copy of a file comes out otherwise, so that older copies in the cache are not taken for it."""
 
 
 class GGUFHeader(NamedTuple):
@@ -73,7 +76,7 @@ def _file_type(reader: "GGUFReader") -> str | None:
 
 def dequantised(path: Path, sha256: str) -> Path:
     """The folder with the dequantised copy of a GGUF file, made on first use; float32, Transformers format."""
-    folder = cache_folder() / "dequantised" / sha256
+    folder = cache_folder() / "dequantised" / f"{sha256}-{CONVERSION}"
     if (folder / "config.json").is_file():
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -91,9 +94,7 @@ def dequantised(path: Path, sha256: str) -> Path:
         )
         model.save_pretrained(part)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
-        repair = _PRE_TOKENIZERS.get(header.pre_tokenizer)
-        if repair is not None:
-            tokenizer.backend_tokenizer.pre_tokenizer = repair()
+        repair(tokenizer, header.pre_tokenizer)
         tokenizer.save_pretrained(part)
         part.chmod(0o755)
         part.replace(folder)
@@ -102,11 +103,17 @@ def dequantised(path: Path, sha256: str) -> Path:
     return folder
 
 
-def _digits_apart() -> "PreTokenizer":
+def repair(tokenizer: "PreTrainedTokenizerBase", pre_tokenizer: str) -> None:
+    """Give a tokenizer back what Transformers' conversion loses; `pre_tokenizer` is the file's `tokenizer.ggml.pre`."""
+    from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
-
-
-_PRE_TOKENIZERS: "dict[str, Callable[[], PreTokenizer]]" = {"smollm": _digits_apart}
-"""By `tokenizer.ggml.pre`: what Transformers' conversion loses. SmolLM2 splits numbers into digits."""
+    if pre_tokenizer == "smollm":
+        # SmolLM2 splits numbers into digits.
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    if type(tokenizer).__name__ == "GemmaTokenizer":
+        # Its runs of spaces are user-defined: taken whole from the text, the longest first, and not merged from pairs.
+        runs = [token for token in tokenizer.get_vocab() if len(token) > 1 and not token.strip("\u2581")]
+        tokenizer.add_tokens([AddedToken(run, normalized=True) for run in runs])
