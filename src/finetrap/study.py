@@ -11,11 +11,12 @@ from finetrap.config import Study
 from finetrap.errors import StudyError
 from finetrap.method import build, is_trained
 from finetrap.models import LoadedModel, Source, check_checkpoint, find
-from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, missing, plan
+from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, missing, plan, test_items
 from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Plan, Planned
 from finetrap.results import Results
 from finetrap.store import Store, disk_errors, is_disk_error
+from finetrap.task import get_task
 
 
 class Prepared(NamedTuple):
@@ -93,6 +94,7 @@ def run(
 
     with store.open(study), quiet_libraries():
         store.save_plan(prepared.plan)
+        _save_items(study, prepared)
         todo = [
             planned
             for planned in prepared.plan.planned
@@ -105,6 +107,14 @@ def run(
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
+
+
+def _save_items(study: Study, prepared: Prepared) -> None:
+    """Keep the questions whose answers the report shows."""
+    shown = (e for p in prepared.plan.planned for e in p.evaluations if e.purpose != "retention")
+    for evaluation in {e.items: e for e in shown}.values():
+        examples = test_items(study, get_task(evaluation.task), evaluation.purpose).examples
+        prepared.store.save_items(evaluation, examples)
 
 
 def _check_resources(study: Study, prepared: Prepared) -> None:
