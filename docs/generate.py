@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from finetrap.report import machine
 from finetrap.results import Results
-from finetrap.table import groups, headline, legend, markdown_table
+from finetrap.sections import machine
+from finetrap.table import arms_grid, groups, headline, legend, markdown
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs" / "results" / "demo" / "results.json"
@@ -25,7 +25,7 @@ def readme(text: str) -> str:
     block = "\n\n".join(
         [
             BEGIN,
-            markdown_table(arms),
+            markdown(arms_grid(arms)),
             f"**{headline(recommendation)}**",
             why,
             f"{legend(arms)} From [`docs/results/demo/results.json`](docs/results/demo/results.json), which "
