@@ -201,7 +201,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder that a study wrote.")],
     json: AsJson = False,
 ) -> None:
-    """Derive results.json and report.md from the records again, and print the table.
+    """Derive results.json, report.html and report.md from the records again, and print the table.
 
     Example: finetrap report finetrap-demo
     """

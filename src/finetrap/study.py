@@ -131,17 +131,19 @@ def _check_resources(study: Study, prepared: Prepared) -> None:
 
 
 def answer(study: Study, store: Store) -> Results:
-    """Derive the answer from the records, and write results.json and report.md.
+    """Derive the answer from the records, and write results.json, report.html and report.md.
 
     Raises:
         StudyError: a record is damaged, or the folder cannot be written to.
     """
+    from finetrap.page import write_page
     from finetrap.report import write_report
 
     results = build_results(study, store.plan(), store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
         write_report(results, study, store)
+        write_page(results, study, store)
     return results
 
 
