@@ -48,7 +48,7 @@ from finetrap.table import (
 )
 from finetrap.task import Example, get_task
 
-_TEXT_COLUMNS = ("arm", "verdict", "task", "method", "settings", "setting", "value")
+_TEXT_COLUMNS = ("arm", "verdict", "task", "method", "seeds", "settings", "setting", "value")
 
 
 class Cell(NamedTuple):
@@ -178,9 +178,19 @@ def _table(caption: str, grid: Grid, verdicts: Sequence[Verdict | None] = (), ma
 def _figures(section: Section, name: str) -> dict[str, Figure]:
     """The charts that there are, by kind."""
     kinds: dict[str, tuple[str, Callable[[Canvas], str | None]]] = {
-        "accuracy": ("Accuracy of every arm, with its 95% interval", lambda c: accuracy_chart(section.arms, c)),
-        "retention": ("What became of general abilities", lambda c: retention_chart(section.arms, c)),
-        "learning": ("Validation loss in training, first seed", lambda c: learning_chart(section.logs, c)),
+        "accuracy": (
+            "Accuracy of every arm with its 95% interval. The dashed line is the untouched model, the dotted one the "
+            "trivial answer.",
+            lambda canvas: accuracy_chart(section.arms, canvas),
+        ),
+        "retention": (
+            "What became of general tasks (left of the line is lost) and of general text (right of the line is lost).",
+            lambda canvas: retention_chart(section.arms, canvas),
+        ),
+        "learning": (
+            "Loss on validation examples as training goes on, first seed; lower is better.",
+            lambda canvas: learning_chart(section.logs, canvas),
+        ),
     }
     figures = {}
     for kind, (caption, draw) in kinds.items():
@@ -204,7 +214,7 @@ def _pairs(caption: str, values: object) -> Table:
     rows = []
     for key, value in values.items() if isinstance(values, dict) else ():
         nested = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [(f"{key} {inner}".strip(), _plain(said)) for inner, said in nested]
+        rows += [(inner or key, _plain(said)) for inner, said in nested]
     return _table(caption, Grid(("setting", "value"), rows))
 
 
