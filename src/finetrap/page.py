@@ -103,7 +103,7 @@ def write_page(results: Results, study: Study, store: Store) -> Path:
         settings=_pairs("Settings of the study", results.study["settings"]),
         environment=_pairs("Machine and versions", results.environment.model_dump(mode="json")),
     )
-    return store.write("report.html", text)
+    return store.write("report.html", text.strip() + "\n")
 
 
 def _part(name: str) -> str:

@@ -94,7 +94,8 @@ function browse(form) {
     const parts = [element("div", { class: "id" }, item.id)];
     if (item.question !== undefined) parts.push(element("p", { class: "question", dir: "auto" }, item.question));
     if (item.choices) {
-      const choices = item.choices.map((choice) => element("li", { dir: "auto", class: choice === item.gold ? "gold" : "" }, choice));
+      // The direction is the text's, not the list item's: its mark would stand beyond the page's edge.
+      const choices = item.choices.map((choice) => element("li", choice === item.gold ? { class: "gold" } : {}, element("bdi", {}, choice)));
       parts.push(element("ul", { class: "choices" }, ...choices));
     }
     parts.push(element("p", {}, element("span", { class: "label" }, "Right answer: "), element("bdi", { class: "gold" }, item.gold)));
@@ -119,12 +120,11 @@ function browse(form) {
   }
 
   let waiting;
-  form.addEventListener("input", (event) => {
-    if (event.target === controls.position) return;
+  controls.search.addEventListener("input", () => {
     clearTimeout(waiting);
-    if (event.target === controls.search) waiting = setTimeout(filter, 150);
-    else filter();
+    waiting = setTimeout(filter, 150);
   });
+  for (const select of form.querySelectorAll("select")) select.addEventListener("change", filter);
   controls.position.addEventListener("change", () => show(Number(controls.position.value) - 1));
   controls.previous.addEventListener("click", () => show(position - 1));
   controls.next.addEventListener("click", () => show(position + 1));
