@@ -145,7 +145,7 @@ def retention_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     for row, arm in enumerate(shown):
         retention = arm.retention
         assert retention is not None
-        colour = PALETTE[TONES["harm" if retention.verdict == "harm" else "undecided"]].light
+        colour = PALETTE[TONES[retention.verdict]].light
         if retention.delta is not None and retention.ci95 is not None:
             left.plot([100 * end for end in retention.ci95], [row, row], color=colour, linewidth=2.5)
             left.plot(100 * retention.delta, row, "o", color=colour, markersize=8)
@@ -164,6 +164,7 @@ def retention_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     left.set_xlabel(_label("general tasks, change in points (95% interval)", canvas))
     right.set_xlabel(_label("general text, change in bits per byte (worse is right)", canvas))
     right.margins(x=0.25)
+    right.locator_params(axis="x", nbins=5)
     return _svg(figure, canvas)
 
 
@@ -234,4 +235,4 @@ def palette_css() -> str:
         for ground in ("light", "dark")
     )
     tones = "".join(f".tone-{name}{{--tone:var(--{name})}}" for name in PALETTE)
-    return f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}{tones}"
+    return f":root{{{light}}}@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}{tones}"

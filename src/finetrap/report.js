@@ -69,7 +69,8 @@ function browse(form) {
         const n = items.filter((item) => fits(item, first, kind[0]) && fits(item, second, kind[1])).length;
         const words = `${arms[first]} ${kind[0]}, ${arms[second]} ${kind[1]}`;
         const pressed = kind.join() === chosen;
-        const button = element("button", { type: "button", "aria-pressed": pressed }, element("b", {}, String(n)), words);
+        const attributes = { type: "button", "aria-pressed": pressed };
+        const button = element("button", attributes, element("b", {}, String(n)), words);
         button.addEventListener("click", () => {
           [controls["first-is"].value, controls["second-is"].value] = pressed ? ["", ""] : kind;
           filter();
@@ -87,7 +88,8 @@ function browse(form) {
     form.querySelector(".total").textContent = matches.length;
     controls.previous.disabled = position === 0;
     controls.next.disabled = position >= matches.length - 1;
-    shown.replaceChildren(...(matches.length ? [question(matches[position]), answers(matches[position])] : ["No question fits."]));
+    const item = matches[position];
+    shown.replaceChildren(...(item ? [question(item), answers(item)] : ["No question fits."]));
   }
 
   function question(item) {
@@ -95,10 +97,13 @@ function browse(form) {
     if (item.question !== undefined) parts.push(element("p", { class: "question", dir: "auto" }, item.question));
     if (item.choices) {
       // The direction is the text's, not the list item's: its mark would stand beyond the page's edge.
-      const choices = item.choices.map((choice) => element("li", choice === item.gold ? { class: "gold" } : {}, element("bdi", {}, choice)));
+      const choices = item.choices.map((choice) =>
+        element("li", choice === item.gold ? { class: "gold" } : {}, element("bdi", {}, choice)),
+      );
       parts.push(element("ul", { class: "choices" }, ...choices));
     }
-    parts.push(element("p", {}, element("span", { class: "label" }, "Right answer: "), element("bdi", { class: "gold" }, item.gold)));
+    const gold = element("bdi", { class: "gold" }, item.gold);
+    parts.push(element("p", {}, element("span", { class: "label" }, "Right answer: "), gold));
     return element("div", { class: "asked" }, ...parts);
   }
 
@@ -115,7 +120,10 @@ function browse(form) {
     const parts = [element("h4", {}, element("bdi", {}, arm), mark)];
     const taken = extracted === null ? element("i", { class: "label" }, "none") : element("bdi", {}, extracted);
     parts.push(element("p", {}, element("span", { class: "label" }, "Answer: "), taken));
-    if (output !== undefined) parts.push(element("pre", { dir: "auto", tabindex: 0, "aria-label": `Output of ${arm}` }, output));
+    if (output !== undefined) {
+      const reached = { dir: "auto", tabindex: 0, role: "region", "aria-label": `Output of ${arm}` };
+      parts.push(element("pre", reached, output));
+    }
     return element("article", { class: `answer tone-${TONES[kind]}` }, ...parts);
   }
 
