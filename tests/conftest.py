@@ -179,7 +179,7 @@ def _hostile(split: Split) -> tuple[Example, ...]:
         Example(
             f"{split}-{i}-{HOSTILE[i % n]}", f"{split} {i} {HOSTILE[i % n]}", "", str(i % 2), ("no", HOSTILE[-i % n])
         )
-        for i in range(48)
+        for i in range(48 if split == "train" else 24)
     )
 
 
@@ -199,7 +199,7 @@ def hostile_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         "tasks": ["hostile", "arc_easy"],
         "arms": ["lora:rank=2"],
         "limit_train": 16,
-        "limit_test": 48,
+        "limit_test": 24,
         "retention": ["wikitext2"],
         "limit_retention": 10,
         "dtype": "float32",

@@ -76,7 +76,7 @@ class Figure(NamedTuple):
     narrow: Markup
 
 
-class Asked(NamedTuple):
+class Answers(NamedTuple):
     """The first seed's answers of each arm to the items of one task."""
 
     evaluation: Evaluation
@@ -141,7 +141,8 @@ def _section(section: Section, store: Store, name: str) -> dict[str, object]:
         "cost": _table("Training once, and each query", cost_grid(arms)),
         "settings": _settings(section),
         "browsers": [
-            _browser(asked, store, f"{name}-{number}", chosen) for number, asked in enumerate(_asked(section, store))
+            _browser(answers, store, f"{name}-{number}", chosen)
+            for number, answers in enumerate(_answers(section, store))
         ],
     }
 
@@ -227,9 +228,9 @@ def _plain(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _asked(section: Section, store: Store) -> list[Asked]:
+def _answers(section: Section, store: Store) -> list[Answers]:
     """The target first, then the tasks out of distribution."""
-    found: dict[str, Asked] = {}
+    found: dict[str, Answers] = {}
     for planned in store.plan().planned:
         trial = planned.trial
         if (trial.model.label, trial.task) != (section.model, section.task):
@@ -237,66 +238,66 @@ def _asked(section: Section, store: Store) -> list[Asked]:
         for evaluation in planned.evaluations:
             if evaluation.purpose == "retention" or store.evaluation(trial, evaluation) is None:
                 continue
-            asked = found.setdefault(evaluation.task, Asked(evaluation, {}, {}))
-            if trial.arm not in asked.rows:
-                asked.rows[trial.arm] = store.rows(trial, evaluation)
-                asked.seeds[trial.arm] = trial.seed
-    return sorted(found.values(), key=lambda asked: asked.evaluation.purpose != "target")
+            answers = found.setdefault(evaluation.task, Answers(evaluation, {}, {}))
+            if trial.arm not in answers.rows:
+                answers.rows[trial.arm] = store.rows(trial, evaluation)
+                answers.seeds[trial.arm] = trial.seed
+    return sorted(found.values(), key=lambda answers: answers.evaluation.purpose != "target")
 
 
-def _examples(asked: Asked, store: Store) -> dict[str, Example]:
+def _examples(answers: Answers, store: Store) -> dict[str, Example]:
     """The questions by id; empty where they can no longer be had, or are no longer what was asked."""
-    kept = store.items(asked.evaluation)
+    kept = store.items(answers.evaluation)
     if kept:
         return kept
     try:
-        all_of_them = {e.id: e for e in load_test(get_task(asked.evaluation.task)).examples}
+        all_of_them = {e.id: e for e in load_test(get_task(answers.evaluation.task)).examples}
     except StudyError:
         return {}
-    ids = [row.id for row in next(iter(asked.rows.values()))]
+    ids = [row.id for row in next(iter(answers.rows.values()))]
     examples = [all_of_them[id] for id in ids if id in all_of_them]
-    return {e.id: e for e in examples} if items_digest(examples) == asked.evaluation.items else {}
+    return {e.id: e for e in examples} if items_digest(examples) == answers.evaluation.items else {}
 
 
-def _browser(asked: Asked, store: Store, name: str, chosen: str | None) -> dict[str, object]:
+def _browser(answers: Answers, store: Store, name: str, chosen: str | None) -> dict[str, object]:
     """What the page's script reads: arms, and for each item its question and each arm's answer."""
-    examples = _examples(asked, store)
-    by_arm = {arm: {row.id: row for row in rows} for arm, rows in asked.rows.items()}
-    ids = dict.fromkeys(row.id for rows in asked.rows.values() for row in rows)
+    examples = _examples(answers, store)
+    by_arm = {arm: {row.id: row for row in rows} for arm, rows in answers.rows.items()}
+    ids = dict.fromkeys(row.id for rows in answers.rows.values() for row in rows)
     items = []
     for id in ids:
         rows = [rows.get(id) for rows in by_arm.values()]
         gold = next(row.gold for row in rows if row is not None)
         example = examples.get(id)
-        said: dict[str, object] = {"id": id, "gold": gold, "answers": [_answer(row, asked) for row in rows]}
+        said: dict[str, object] = {"id": id, "gold": gold, "answers": [_answer(row, answers) for row in rows]}
         if example is not None:
             said["question"] = example.question
             if example.choices:
                 said |= {"choices": example.choices, "gold": example.choices[int(gold)]}
-        elif asked.evaluation.kind == "choice":
+        elif answers.evaluation.kind == "choice":
             said["gold"] = f"choice {gold}, counted from 0"
         items.append(said)
-    arms = list(asked.rows)
+    arms = list(answers.rows)
     data = {"arms": arms, "outcomes": OUTCOMES, "items": items}
     return {
         "id": name,
-        "task": asked.evaluation.task,
+        "task": answers.evaluation.task,
         "n": len(items),
         "arms": arms,
         "outcomes": OUTCOMES,
         "first": "zero_shot" if "zero_shot" in arms else arms[0],
         "second": chosen if chosen in arms and chosen != "zero_shot" else arms[-1],
-        "seeds": ", ".join(sorted({str(seed) for seed in asked.seeds.values()})),
+        "seeds": ", ".join(sorted({str(seed) for seed in answers.seeds.values()})),
         "questions": bool(examples),
         "data": data,
     }
 
 
-def _answer(row: ItemRow | None, asked: Asked) -> list[object] | None:
+def _answer(row: ItemRow | None, answers: Answers) -> list[object] | None:
     """[outcome, extracted answer, output, cut off]; of a choice the chosen text is answer and output in one."""
     if row is None or row.outcome is None:
         return None
     outcome = OUTCOMES.index(row.outcome)
-    if asked.evaluation.kind == "choice":
+    if answers.evaluation.kind == "choice":
         return [outcome, row.output]
     return [outcome, row.extracted, row.output, int(row.truncated)]
