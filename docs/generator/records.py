@@ -6,9 +6,9 @@ from typing import get_args
 
 from finetrap import answer, data, recommend
 from finetrap.config import Study
-from finetrap.report import machine
 from finetrap.results import ArmResult, Results, Verdict
-from finetrap.table import escape, groups, headline, legend, markdown_table, percent, points
+from finetrap.sections import machine
+from finetrap.table import arms_grid, escape, groups, headline, legend, markdown, percent, points
 from generator.markdown import page, table
 
 DOCS = Path(__file__).parent.parent
@@ -27,7 +27,7 @@ def demo_block(results: Results, folder: str) -> str:
     date = str(results.study["finished"])[:10]
     return "\n\n".join(
         [
-            markdown_table(arms),
+            markdown(arms_grid(arms)),
             f"**{headline(recommendation)}**",
             why,
             f"{legend(arms)} From [`docs/results/demo/results.json`]({folder}/results.json), which "
