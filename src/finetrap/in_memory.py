@@ -14,15 +14,13 @@ from finetrap.presets import cache_folder, file_sha256
 
 
 def named_table(value: object) -> object:
-    """The path of a pandas or `datasets` table, written once as JSON lines; of a file, from the root.
+    """The path of a pandas or `datasets` table, written once as JSON lines; a file's as it is.
 
     Raises:
         StudyError: the table cannot be written so.
     """
     if isinstance(value, str | Path):
-        # What the study's records say stays true in another folder.
-        path = os.path.expanduser(value)
-        return os.path.abspath(path) if os.path.exists(path) else str(value)
+        return str(value)
     try:
         if hasattr(value, "to_pandas"):
             value = value.to_pandas()
