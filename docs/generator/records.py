@@ -20,8 +20,8 @@ def records() -> dict[str, Results]:
     return {path.parent.name: Results.model_validate_json(path.read_bytes()) for path in paths}
 
 
-def demo_block(results: Results, folder: str) -> str:
-    """The demo's table and recommendation; `folder` is where its record lies, as seen from the page."""
+def record_block(results: Results, folder: str) -> str:
+    """A record's table and recommendation; `folder` is where it lies, as seen from the page."""
     ((_, _, arms, recommendation),) = groups(results)
     why = "\n".join(f"- {line}" for line in (*recommendation.why, f"Next: {recommendation.next_step}"))
     date = str(results.study["finished"])[:10]
@@ -30,8 +30,8 @@ def demo_block(results: Results, folder: str) -> str:
             markdown(arms_grid(arms)),
             f"**{headline(recommendation)}**",
             why,
-            f"{legend(arms)} From [`docs/results/demo/results.json`]({folder}/results.json), which "
-            f"`finetrap demo` wrote on {date}: {machine(results.environment)}",
+            f"{legend(arms)} From [its record]({folder}/results.json), which "
+            f"`{results.study['command']}` wrote on {date}: {machine(results.environment)}",
         ]
     )
 

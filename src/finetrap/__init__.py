@@ -9,14 +9,14 @@ print(results.table())
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetrap.config import ModelSpec, Study
+    from finetrap.config import ModelSpec, Study, load_study
     from finetrap.errors import StudyError
     from finetrap.results import Results
 
 __version__ = "0.1.0"
-__all__ = ["ModelSpec", "Results", "Study", "StudyError"]
+__all__ = ["ModelSpec", "Results", "Study", "StudyError", "load_study"]
 
-_HOME = {"ModelSpec": "config", "Study": "config", "StudyError": "errors", "Results": "results"}
+_HOME = {"ModelSpec": "config", "Study": "config", "load_study": "config", "StudyError": "errors", "Results": "results"}
 
 
 def __getattr__(name: str) -> Any:
