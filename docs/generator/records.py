@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from finetrap import answer, data, recommend
+from finetrap import answer, data, recommend, stats
 from finetrap.config import Study
 from finetrap.results import ArmResult, Results, Verdict
 from finetrap.sections import machine
@@ -121,7 +121,7 @@ def _retention_table(found: dict[str, Results]) -> str:
 def _numbers() -> str:
     fields = Study.model_fields
     rows = [
-        ["level of tests and intervals", f"{answer.ALPHA:.0%}", "`finetrap.answer.ALPHA`"],
+        ["level of tests and intervals", f"{stats.ALPHA:.0%}", "`finetrap.stats.ALPHA`"],
         ["margin: a difference that would not change the choice", _setting_points("margin"), "`margin` in the study"],
         [
             "loss of general tasks that is accepted",
