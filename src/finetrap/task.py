@@ -85,30 +85,23 @@ class Task:
     """Tasks too close to this one to count as general ability when it is the target."""
 
 
-task: Registry[Callable[..., Task]] = Registry("task", "finetrap.tasks")
+task = Registry("task", "finetrap.tasks", Task)
 
 
-@lru_cache(maxsize=64)
 def get_task(name: str, data_dir: Path | None = None) -> Task:
     """The task called `name`; one that reads a Hub data set may find it below `data_dir`.
 
     Raises:
         StudyError: there is none; the message names the nearest.
     """
-    make = task[name]
-    made = make(data_dir) if inspect.signature(make).parameters else make()
-    plugin = task.plugin_of(name)
-    return made if plugin is None else _of_plugin(made, plugin)
+    return _made_once(name, data_dir, task.plugin_of(name))
 
 
-def _of_plugin(made: Task, plugin: Plugin) -> Task:
-    """A plugin's task: its version changes with the file, and what it raises is its user's to mend."""
-
-    def load(split: Split) -> tuple[Example, ...]:
-        with plugin.blamed():
-            return made.load(split)
-
-    return replace(made, load=load, version=int(plugin.digest[:8], 16))
+@lru_cache(maxsize=64)
+def _made_once(name: str, data_dir: Path | None, plugin: Plugin | None) -> Task:
+    made = task.make(name, data_dir) if inspect.signature(task[name]).parameters else task.make(name)
+    # A plugin's version changes with its file.
+    return made if plugin is None else replace(made, version=int(plugin.digest[:8], 16))
 
 
 def packaged_rows(name: str, split: Split) -> list[dict[str, Any]]:
