@@ -63,6 +63,8 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     if not kept:
         raise StudyError(f"task '{task.name}': every question of train stands in test; nothing is left to train on.")
     train, validation = carve(kept, VALIDATION_SHARE, "validation")
+    if not train:
+        raise StudyError(f"task '{task.name}': its rows of train are all near-duplicates; give rows that differ more.")
     return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
 
 
