@@ -99,7 +99,11 @@ class DataReport(Record):
             rare = [label for label, count in self.labels.items() if count < RARE]
             if rare:
                 lines.append(f"  fewer than {RARE} rows: {', '.join(rare)}; little can be learned or measured of them")
-        return "\n".join([*lines, *(self._token_lines() if self.tokens else [_NO_MODEL])])
+        if self.tokens:
+            lines += self._token_lines()
+        elif not self.problems:
+            lines.append(_NO_MODEL)
+        return "\n".join(lines)
 
     def _doubles(self) -> list[str]:
         lines = []
