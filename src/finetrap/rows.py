@@ -70,11 +70,15 @@ def _read_file(path: Path) -> Iterator[Row]:
     raise StudyError(f"{path} has no ending that says what it is; give one of {', '.join(FILE_KINDS)}.")
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def _text(path: Path) -> str:
+    data = _bytes(path)
     if b"\0" in data[:8192]:
         raise StudyError(
             f"{path} is not text, though it is named {path.suffix}: it holds zero bytes; save UTF-16 as UTF-8."
@@ -145,7 +149,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
     except (OSError, ValueError) as error:
         # pyarrow's errors are ValueErrors.
         raise StudyError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
