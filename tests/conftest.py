@@ -16,6 +16,7 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from support import Place  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import (  # noqa: E402
     Gemma3ForCausalLM,
@@ -133,3 +134,12 @@ def tiny_folder(
 def tiny_loaded(tiny_folder: Path) -> LoadedModel:
     """That folder, loaded the way a study loads it; its model is not to be changed (`copy()` is)."""
     return load(find(ModelSpec(name=str(tiny_folder))), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture
+def place(
+    tiny_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return Place(tmp_path, tiny_folder)
