@@ -104,12 +104,13 @@ def own_task(data: OwnData, data_dir: Path | None = None) -> Task:
         StudyError: a file or row is wrong; the message says which, where, and how to mend it.
     """
     files = [Path(source) for source in (data.train, data.test) if source and os.path.isfile(source)]
-    return _own_task(data, data_dir, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+    state = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _own_task(data, data_dir, (state, scorer.plugin_of(data.score.partition(":")[0])))
 
 
 @lru_cache(maxsize=16)
-def _own_task(data: OwnData, data_dir: Path | None, _: tuple[tuple[int, int], ...]) -> Task:
-    """Read once, and again when a file has changed."""
+def _own_task(data: OwnData, data_dir: Path | None, _: object) -> Task:
+    """Read once, and again when a file or the plugin that scores has changed."""
     scorer[data.score.partition(":")[0]]
     train = _checked(parse(data, "train", data_dir))
     test = _checked(parse(data, "test", data_dir)) if data.test else []
