@@ -25,6 +25,12 @@ from finetrap.study import run
 from finetrap.task import Example, Task
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tables are written."""
+    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path / "cache"))
+
+
 def task_of(folder: Path, values: list[dict[str, Any]], *, name: str = "mine.jsonl", **settings: Any) -> Task:
     return own_task(OwnData(train=write(folder / name, values), **settings))
 
@@ -190,6 +196,18 @@ def test_without_a_template_a_conversation_is_a_script(tmp_path: Path, tiny_toke
     example = first_of(tmp_path, chat_rows(1)[0])
     text = Encoder(tiny_tokenizer, task_of(tmp_path, chat_rows(60)), chat=False).text(example)
     assert text == f"User: hello\nAssistant: yes?\nUser: {question(0)}\nAssistant:"
+
+
+def test_without_a_template_too_a_conversation_has_one_system_message(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    task = task_of(tmp_path, chat_rows(60, system="Be kind."), system="Be brief.")
+    text = Encoder(tiny_tokenizer, task, chat=False).text(task.load("train")[0])
+    assert text.startswith("System: Be kind.\nUser: hello\n")
+    assert "Be brief." not in text
+
+
+def test_a_plain_answer_stops_where_the_model_would_go_on_by_itself(tmp_path: Path) -> None:
+    assert task_of(tmp_path, rows(60)).stops == ("\n\n", "\nUser:")
+    assert task_of(tmp_path, rows(60, ["a\n\nb"]), name="long.jsonl").stops == ("\nUser:",)
 
 
 def test_conversations_that_end_in_the_same_question_are_not_duplicates(tmp_path: Path) -> None:

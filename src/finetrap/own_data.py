@@ -188,7 +188,7 @@ def _task(
     longest = max(len(row.example.reference) for row in rows)
     # A token has about four characters, and a verbose arm is not to be cut off where a trained one is done.
     max_new_tokens = data.max_new_tokens or min(512, max(32, longest // 2))
-    stops = ("\n\n",) if not any("\n\n" in row.example.reference for row in rows) else ()
+    stops = [stop for stop in ("\n\n", "\nUser:") if not any(stop in row.example.reference for row in rows)]
     return Task(
         name=data.task_name,
         summary=f"own data: {data.train}",
@@ -202,7 +202,7 @@ def _task(
         classes=scored.classes,
         max_new_tokens=max_new_tokens,
         system=data.system,
-        stops=stops,
+        stops=tuple(stops),
         version=version(template, max_new_tokens, stops, scored.classes),
         carved=carved,
     )
