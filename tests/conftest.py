@@ -18,6 +18,7 @@ from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from support import Place  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import (  # noqa: E402
     Gemma3ForCausalLM,
@@ -214,3 +215,12 @@ def hostile_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         patch.setitem(task._entries, "hostile", hostile)
         run(Study.model_validate(study), folder / "study", command=f"finetrap run {HOSTILE[1]}; {HOSTILE[3]}")
     return folder / "study"
+
+
+@pytest.fixture
+def place(
+    tiny_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return Place(tmp_path, tiny_folder)

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,3 +152,51 @@ class Page(HTMLParser):
 def page_of(folder: Path) -> Page:
     """The report.html of a study's folder."""
     return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+class Place(NamedTuple):
+    """Where a case is set up: an empty folder that is also the current one, and a model that is right."""
+
+    folder: Path
+    model: Path
+
+    def compare(self, *arguments: object, model: object = None, task: str = "arc_easy") -> list[object]:
+        return ["compare", "--model", model or self.model, "--task", task, "--limit-test", 10, *arguments]
+
+    def run(self, text: str) -> list[object]:
+        """`finetrap run` of a study file of these lines, after the model and the task."""
+        path = self.folder / "mine.yaml"
+        path.write_text(f"models: {self.model}\ntasks: arc_easy\n{text}", encoding="utf-8")
+        return ["run", path]
+
+    def own(self, train: object, *arguments: object) -> list[object]:
+        """`finetrap compare` of data of the user's own."""
+        return ["compare", "--model", self.model, "--train", train, "--limit-test", 10, *arguments]
+
+    def broken_model(self, name: str, content: str | bytes | None) -> list[object]:
+        """`finetrap compare` of a copy of the model in which one file is another, or not there."""
+        path = model_copy(self.model, self.folder / "model") / name
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return self.compare(model=path.parent)
+
+
+Case = tuple[str, Callable[[Place], list[object]], str]
+
+
+def check(capsys: pytest.CaptureFixture[str], place: Place, arguments: list[object]) -> Called:
+    """The contract of every bad input."""
+    before = contents(place.folder)
+    done = called(capsys, *arguments)
+    assert done.code == 2, done
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    assert contents(place.folder) == before
+    return done
+
+
+def cases(*given: Case) -> Callable[..., object]:
+    return pytest.mark.parametrize(
+        ("arguments", "says"), [case[1:] for case in given], ids=[case[0].replace(" ", "_") for case in given]
+    )

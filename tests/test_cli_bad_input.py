@@ -5,68 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from support import Called, called, contents, model_copy, study_file, without_chat_template
+from support import Place, called, cases, check, model_copy, study_file, without_chat_template
 
 from finetrap.store import Store
-
-
-class Place(NamedTuple):
-    """Where a case is set up: an empty folder that is also the current one, and a model that is right."""
-
-    folder: Path
-    model: Path
-
-    def compare(self, *arguments: object, model: object = None, task: str = "arc_easy") -> list[object]:
-        return ["compare", "--model", model or self.model, "--task", task, "--limit-test", 10, *arguments]
-
-    def run(self, text: str) -> list[object]:
-        """`finetrap run` of a study file of these lines, after the model and the task."""
-        path = self.folder / "mine.yaml"
-        path.write_text(f"models: {self.model}\ntasks: arc_easy\n{text}", encoding="utf-8")
-        return ["run", path]
-
-    def broken_model(self, name: str, content: str | bytes | None) -> list[object]:
-        """`finetrap compare` of a copy of the model in which one file is another, or not there."""
-        path = model_copy(self.model, self.folder / "model") / name
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return self.compare(model=path.parent)
-
-
-Case = tuple[str, Callable[[Place], list[object]], str]
-
-
-def check(capsys: pytest.CaptureFixture[str], place: Place, arguments: list[object]) -> Called:
-    """The contract of every bad input."""
-    before = contents(place.folder)
-    done = called(capsys, *arguments)
-    assert done.code == 2, done
-    assert done.out == ""
-    assert "Traceback" not in done.err
-    assert contents(place.folder) == before
-    return done
-
-
-def cases(*given: Case) -> Callable[..., object]:
-    return pytest.mark.parametrize(
-        ("arguments", "says"), [case[1:] for case in given], ids=[case[0].replace(" ", "_") for case in given]
-    )
-
-
-@pytest.fixture
-def place(
-    tiny_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Place:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path_factory.mktemp("cache")))
-    return Place(tmp_path, tiny_folder)
 
 
 @pytest.fixture(scope="module")

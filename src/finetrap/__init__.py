@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetrap.config import ModelSpec, Study, load_study
     from finetrap.errors import StudyError
+    from finetrap.own_data import OwnData
+    from finetrap.registry import load_plugin
     from finetrap.results import Results
 
 __version__ = "0.1.0"
-__all__ = ["ModelSpec", "Results", "Study", "StudyError", "load_study"]
+__all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugin", "load_study"]
 
-_HOME = {"ModelSpec": "config", "Study": "config", "load_study": "config", "StudyError": "errors", "Results": "results"}
+_HOME = {
+    "ModelSpec": "config",
+    "Study": "config",
+    "StudyError": "errors",
+    "OwnData": "own_data",
+    "load_plugin": "registry",
+    "load_study": "config",
+    "Results": "results",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -78,6 +78,8 @@ class DataReport(Record):
     """Test rows that differ little from a train row: they stay, and flatter what was trained."""
     labels: dict[str, int]
     """Rows by answer, where there are few different ones."""
+    taught_wrong: int
+    """Train rows whose completion is wrong by the rule that scores: what training would teach gets no point."""
     tokens: Tokens | None
     """None where no model is at hand."""
 
@@ -99,7 +101,13 @@ class DataReport(Record):
             rare = [label for label, count in self.labels.items() if count < RARE]
             if rare:
                 lines.append(f"  fewer than {RARE} rows: {', '.join(rare)}; little can be learned or measured of them")
-        return "\n".join([*lines, *(self._token_lines() if self.tokens else [_NO_MODEL])])
+        if self.taught_wrong:
+            lines.append(f"{self.taught_wrong} completions are wrong by --score: training teaches what gets no point")
+        if self.tokens:
+            lines += self._token_lines()
+        elif not self.problems:
+            lines.append(_NO_MODEL)
+        return "\n".join(lines)
 
     def _doubles(self) -> list[str]:
         lines = []
@@ -183,6 +191,7 @@ def check(data: OwnData, *, model: str | None = None, data_dir: Path | None = No
         overlap=overlap,
         near_overlap=near_overlap,
         labels=dict(answers.most_common()) if len(answers) <= MOST_LABELS else {},
+        taught_wrong=_taught_wrong(task) if task is not None else 0,
         tokens=_tokens(task, model) if task is not None else None,
     )
 
@@ -210,6 +219,12 @@ def _overlap(train: Sequence[Example], test: Sequence[Example]) -> tuple[int, in
         if any(e.id not in ids for e in cluster)
     )
     return len(train) - len(kept), near
+
+
+def _taught_wrong(task: Task) -> int:
+    score, splits = task.score, load_splits(task)
+    taught = (*splits.carved, *splits.validation) if score is not None else ()
+    return sum(score is not None and not score(e.reference, e.gold).correct for e in taught)
 
 
 def _tokens(task: Task, model: str | None) -> Tokens | None:

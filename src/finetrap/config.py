@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from finetrap.errors import StudyError, unknown
 from finetrap.in_memory import named_model
@@ -64,6 +64,11 @@ def _seeds(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+_DATA = "own data"
+TaskEntry = Annotated[
+    Annotated[str, Tag("name")] | Annotated[OwnData, Tag(_DATA)],
+    Discriminator(lambda entry: "name" if isinstance(entry, str) else _DATA),
+]
 
 
 class Study(Record):
@@ -73,7 +78,7 @@ class Study(Record):
     """Also names the folder: finetrap-NAME."""
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
     """Presets, Hub ids, local folders or GGUF files; in Python also a loaded model, or (model, tokenizer)."""
-    tasks: Annotated[tuple[str | OwnData, ...], BeforeValidator(_names)] = Field(min_length=1)
+    tasks: Annotated[tuple[TaskEntry, ...], BeforeValidator(_names)] = Field(min_length=1)
     """What the models are adapted to and tested on: names of `finetrap tasks`, or data of one's own."""
     data_dir: Path | None = None
     """Folder with copies of Hub data sets, as ORG/NAME or NAME below it."""
@@ -143,7 +148,7 @@ class Study(Record):
         for field in ("tasks", "retention", "out_of_distribution"):
             for index, name in enumerate(getattr(self, field)):
                 if isinstance(name, str) and name not in task.names():
-                    raise unknown("task", name, task.names()).at(field, index)
+                    raise task.unknown(name).at(field, index)
         return self
 
     @model_validator(mode="after")
@@ -251,8 +256,9 @@ def make_study(values: dict[str, Any], *, where: Callable[[tuple[str | int, ...]
         raise StudyError(f"{where(error.location)}{error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        place = where(first["loc"])
-        name = ".".join(str(part) for part in first["loc"])
+        location = tuple(part for part in first["loc"] if part != _DATA)
+        place = where(location)
+        name = ".".join(map(str, location))
         if first["type"] == "missing":
             raise StudyError(f"{place}'{name}' is missing.") from None
         raise StudyError(f"{place}'{name}': {first['msg'].lower()}, got {first['input']!r}.") from None

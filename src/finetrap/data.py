@@ -63,6 +63,8 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     if not kept:
         raise StudyError(f"task '{task.name}': every question of train stands in test; nothing is left to train on.")
     train, validation = carve(kept, VALIDATION_SHARE, "validation")
+    if not train:
+        raise StudyError(f"task '{task.name}': its rows of train are all near-duplicates; give rows that differ more.")
     return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
 
 
@@ -132,12 +134,12 @@ class Encoder:
         Raises:
             StudyError: the model's chat template refuses the conversation.
         """
-        if not self.chat:
-            solved = [f"{self._plain(shot)} {shot.reference}" for shot in shots]
-            system = [self.task.system] if self.task.system else []
-            return "\n\n".join([*system, *solved, self._plain(example)])
         # One system message, and in front: the conversation's own, else the task's.
         own = [turn.content for turn in example.turns if turn.role == "system"]
+        if not self.chat:
+            solved = [f"{self._plain(shot)} {shot.reference}" for shot in shots]
+            system = [self.task.system] if self.task.system and not own else []
+            return "\n\n".join([*system, *solved, self._plain(example)])
         turns = [Turn("system", text) for text in own or filter(None, [self.task.system])]
         for shot in shots:
             turns += [*self._turns(shot), Turn("assistant", shot.reference)]

@@ -31,8 +31,8 @@ def carve(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Ex
 
 
 def normalise(text: str) -> str:
-    """Lower case, letters and digits only, single spaces."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+    """Lower case, letters and digits only, single spaces; what has none of these stays as it is."""
+    return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
 def clusters(examples: Sequence[Example]) -> list[list[Example]]:

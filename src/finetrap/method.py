@@ -57,9 +57,10 @@ class Method:
     """What the user already trained: a PEFT adapter or a whole model."""
 
 
-method: Registry[Callable[..., Method]] = Registry("method", "finetrap.methods")
+method = Registry("method", "finetrap.methods", Method)
 
-_TRAINING_DEFAULTS: dict[str, float] = {}
+_LEARNING_RATES: dict[Callable[..., Method], float] = {}
+"""Of each method that trains, by its function, the default."""
 _NEVER_ZERO = frozenset({"learning_rate", "clip"})
 """Settings with which nothing would be trained at zero."""
 _SHARES = frozenset({"warmup", "dropout"})
@@ -70,7 +71,7 @@ def trains(*, learning_rate: float) -> Callable[[Callable[..., Method]], Callabl
     """Register a method that trains, with its default learning rate."""
 
     def register(function: Callable[..., Method]) -> Callable[..., Method]:
-        _TRAINING_DEFAULTS[function.__name__] = learning_rate
+        _LEARNING_RATES[function] = learning_rate
         return method(function)
 
     return register
@@ -78,8 +79,7 @@ def trains(*, learning_rate: float) -> Callable[[Callable[..., Method]], Callabl
 
 def is_trained(name: str) -> bool:
     """Whether the method called `name` trains anything."""
-    method[name]
-    return name in _TRAINING_DEFAULTS
+    return method[name] in _LEARNING_RATES
 
 
 def default_settings(name: str) -> dict[str, Any]:
@@ -89,9 +89,10 @@ def default_settings(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(method[name]).parameters
     settings = {key: parameter.default for key, parameter in parameters.items() if key != "training"}
-    if name in _TRAINING_DEFAULTS:
+    if is_trained(name):
         for field in fields(Training):
-            settings[field.name] = _TRAINING_DEFAULTS[name] if field.name == "learning_rate" else field.default
+            rate = _LEARNING_RATES[method[name]]
+            settings[field.name] = rate if field.name == "learning_rate" else field.default
     return settings
 
 
@@ -102,11 +103,11 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
         StudyError: no such method or setting, a value of the wrong type or out of range, or one is missing.
     """
     settings = default_settings(name)
-    types = {**get_type_hints(method[name]), **(get_type_hints(Training) if name in _TRAINING_DEFAULTS else {})}
+    types = {**get_type_hints(method[name]), **(get_type_hints(Training) if is_trained(name) else {})}
     for key, value in given.items():
         if key not in settings:
             raise unknown(f"setting of method '{name}'", key, settings)
-        settings[key] = _convert(f"{name}:{key}", value, types[key])
+        settings[key] = _convert(f"{name}:{key}", value, types.get(key, type(settings[key])))
         if key in _NEVER_ZERO and settings[key] == 0:
             raise StudyError(f"{name}:{key}={value}: expected a number above 0.")
         if key in _SHARES and settings[key] >= 1:
@@ -118,6 +119,8 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
 
 
 def _convert(where: str, value: str | int | float, kind: type) -> str | int | float:
+    if kind not in (str, int, float):
+        raise StudyError(f"{where}: a setting is an int, a float or a str, and the method annotates it as {kind}.")
     try:
         converted: str | int | float = kind(str(value))
     except ValueError:
@@ -132,9 +135,9 @@ def _convert(where: str, value: str | int | float, kind: type) -> str | int | fl
 def build(name: str, settings: dict[str, Any]) -> Method:
     """The method called `name` with complete settings (`complete_settings`)."""
     own = dict(settings)
-    if name in _TRAINING_DEFAULTS:
+    if is_trained(name):
         own["training"] = Training(**{field.name: own.pop(field.name) for field in fields(Training)})
-    return method[name](**own)
+    return method.make(name, **own)
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def parse_arm(text: str) -> Arm:
             return Arm(name, "checkpoint", complete_settings("checkpoint", {"path": str(path.resolve())}))
         if "/" in target or "\\" in target:
             raise StudyError(f"arm '{name}': there is no checkpoint at {path}.")
-        raise unknown("method", target, method.names())
+        raise method.unknown(target)
     chosen = target if equals else name
     given: dict[str, str | int | float] = {}
     # A path may hold commas.

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from finetrap.duplicates import carve
 from finetrap.errors import StudyError
@@ -19,6 +19,7 @@ from finetrap.task import Example, Kind, Split, Task, Turn, task
 
 TEST_SHARE = 0.2
 """Of the rows, cut off where no test set is given."""
+FEWEST_TEST = 10
 CHAT_FIELD = "messages"
 
 _CHOICE_TEMPLATE = "Question: {prompt}\nAnswer:"
@@ -50,10 +51,20 @@ class OwnData(Record):
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens of an answer at most. By default about twice the longest reference, 32 to 512."""
 
+    @model_validator(mode="after")
+    def _says_nothing_in_vain(self) -> "OwnData":
+        if self.choices_field:
+            for name in ("score", "completion_field", "max_new_tokens"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise StudyError(
+                        f"multiple choice (choices_field) is decided by each choice's likelihood; leave {name} out."
+                    )
+        return self
+
     @property
     def task_name(self) -> str:
         """The name, which no task that finetrap brings has."""
-        name = self.name or slug(Path(self.train.partition(":")[0]).stem)
+        name = self.name or slug(Path(Path(self.train).name.partition(":")[0]).stem)
         return f"{name}-data" if name in task.names() else name
 
     @property
@@ -93,25 +104,31 @@ def own_task(data: OwnData, data_dir: Path | None = None) -> Task:
         StudyError: a file or row is wrong; the message says which, where, and how to mend it.
     """
     files = [Path(source) for source in (data.train, data.test) if source and os.path.isfile(source)]
-    return _own_task(data, data_dir, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+    state = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return _own_task(data, data_dir, (state, scorer.plugin_of(data.score.partition(":")[0])))
 
 
 @lru_cache(maxsize=16)
-def _own_task(data: OwnData, data_dir: Path | None, _: tuple[tuple[int, int], ...]) -> Task:
-    """Read once, and again when a file has changed."""
+def _own_task(data: OwnData, data_dir: Path | None, _: object) -> Task:
+    """Read once, and again when a file or the plugin that scores has changed."""
     scorer[data.score.partition(":")[0]]
     train = _checked(parse(data, "train", data_dir))
     test = _checked(parse(data, "test", data_dir)) if data.test else []
     carved = not test
     if carved:
         kept, cut = carve([parsed.example for parsed in train], TEST_SHARE, "test")
-        if not cut:
-            raise StudyError(
-                f"{data.train} has {len(train)} different rows, too few to cut a test set from; give --test."
-            )
         train_examples, test_examples = tuple(kept), tuple(cut)
+        if len(cut) < FEWEST_TEST or not kept:
+            raise StudyError(
+                f"{data.train} has {len(train)} rows, and where near-duplicates stay together {len(cut)} of them are "
+                f"cut off as test; {FEWEST_TEST} are needed, and some left to train on: give more rows, or --test."
+            )
     else:
         train_examples, test_examples = (tuple(parsed.example for parsed in split) for split in (train, test))
+        if len(test) < FEWEST_TEST:
+            raise StudyError(
+                f"{data.test} has {len(test)} rows: fewer than {FEWEST_TEST} test items cannot show anything."
+            )
     chat = any(example.turns for example in train_examples) or _is_chat(data, train[0].row)
     return _task(data, [*train, *test], chat, {"train": train_examples, "test": test_examples}, carved=carved)
 
@@ -135,7 +152,11 @@ def _task(
 ) -> Task:
     decides = data.model_dump(exclude={"train", "test", "name"})
     plugin = scorer.plugin_of(data.score.partition(":")[0])
-    version = int(digest([decides, plugin.digest if plugin else None])[:8], 16)
+
+    def version(*derived: object) -> int:
+        """What is derived from all rows can change where none that is trained on or tested does."""
+        return int(digest([decides, plugin.digest if plugin else None, derived])[:8], 16)
+
     if data.choices_field:
         template = _template(data.prompt_template or _CHOICE_TEMPLATE)
         return Task(
@@ -146,7 +167,8 @@ def _task(
             load=splits.__getitem__,
             prompt=lambda question: template.replace("{prompt}", question),
             blind_prompt=template.partition("{prompt}")[2].strip(),
-            version=version,
+            system=data.system,
+            version=version(),
             carved=carved,
         )
     try:
@@ -156,8 +178,17 @@ def _task(
     says_format = bool(scored.asks) and not chat and data.completion_field is None
     default = f"{{prompt}}\nGive {scored.asks} and nothing else." if says_format else "{prompt}"
     template = _template(data.prompt_template or default)
-    references = {example.gold: example.reference for example in reversed(splits["train"])}
+
+    @lru_cache(maxsize=16)
+    def stated(gold: str) -> str:
+        """The answer as training teaches it, if that is right by the rule: a solution may not end in its answer."""
+        taught = (example.reference for example in splits["train"] if example.gold == gold)
+        return next((text for text in taught if scored.score(text, gold).correct), gold)
+
     longest = max(len(row.example.reference) for row in rows)
+    # A token has about four characters, and a verbose arm is not to be cut off where a trained one is done.
+    max_new_tokens = data.max_new_tokens or min(512, max(32, longest // 2))
+    stops = [stop for stop in ("\n\n", "\nUser:") if not any(stop in row.example.reference for row in rows)]
     return Task(
         name=data.task_name,
         summary=f"own data: {data.train}",
@@ -166,14 +197,13 @@ def _task(
         load=splits.__getitem__,
         prompt=lambda question: template.replace("{prompt}", question),
         score=scored.score,
-        answer_format=lambda gold: references.get(gold, gold),
+        answer_format=stated,
         rule=scored.rule,
         classes=scored.classes,
-        # A token has about four characters, and a verbose arm is not to be cut off where a trained one is done.
-        max_new_tokens=data.max_new_tokens or min(512, max(32, longest // 2)),
+        max_new_tokens=max_new_tokens,
         system=data.system,
-        stops=("\n\n",) if not any("\n\n" in row.example.reference for row in rows) else (),
-        version=version,
+        stops=tuple(stops),
+        version=version(template, max_new_tokens, stops, scored.classes),
         carved=carved,
     )
 
@@ -185,7 +215,10 @@ def _template(text: str) -> str:
 
 
 def _is_chat(data: OwnData, row: Row) -> bool:
-    return data.prompt_field is None and CHAT_FIELD in row.values
+    """Whether rows are conversations: `messages`, or the column that was named, holds a list."""
+    if data.prompt_field is None:
+        return CHAT_FIELD in row.values
+    return isinstance(row.values.get(data.prompt_field), list)
 
 
 def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Parsed]:
@@ -197,7 +230,7 @@ def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Par
     source = data.test if split == "test" and data.test else data.train
     rows = read_rows(source, split=split, data_dir=data_dir)
     chat = _is_chat(data, rows[0])
-    prompt_field = CHAT_FIELD if chat else data.prompt_field or "prompt"
+    prompt_field = data.prompt_field or (CHAT_FIELD if chat else "prompt")
     answer_field = data.answer_field or (None if chat else "answer")
     fields = {"--prompt-field": prompt_field, "--answer-field": answer_field}
     fields |= {"--completion-field": data.completion_field, "--choices-field": data.choices_field}
@@ -209,13 +242,28 @@ def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Par
     kinds: dict[str, tuple[str, str]] = {}
     parsed = []
     for index, row in enumerate(rows):
-        id = f"{data.task_name}-{split}-{index}"
         try:
             _check_kinds(row, [field for field in fields.values() if field], kinds)
-            parsed.append(Parsed(row, reader.example(id, row)))
+            # Without the file's name: what is cut off as test stays when a file is renamed.
+            parsed.append(Parsed(row, _encodable(row, reader.example(f"{split}-{index}", row))))
         except StudyError as error:
             parsed.append(Parsed(row, error))
     return parsed
+
+
+def _encodable(row: Row, example: Example) -> Example:
+    """The example, if all of it can be written as UTF-8.
+
+    Raises:
+        StudyError: half a character is left, as where a text was cut between the two that write an emoji in JSON.
+    """
+    try:
+        "".join([example.asked, example.reference, example.gold, *example.choices]).encode()
+    except UnicodeEncodeError as error:
+        raise StudyError(
+            f"{row.where}: holds half a character (\\u{ord(error.object[error.start]):04x}); mend or leave out the row."
+        ) from None
+    return example
 
 
 _KINDS = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -225,7 +273,7 @@ def _check_kinds(row: Row, fields: Sequence[str], kinds: dict[str, tuple[str, st
     """Each column holds values of one kind, that of its first row; an empty value has none."""
     for field in fields:
         value = row.values.get(field)
-        if value is None or value == "":
+        if _as_text(value) == "":
             continue
         kind = _KINDS.get(type(value), type(value).__name__)
         first, where = kinds.setdefault(field, (kind, row.where))
@@ -234,6 +282,17 @@ def _check_kinds(row: Row, fields: Sequence[str], kinds: dict[str, tuple[str, st
                 f"{row.where}: '{field}' is {kind} here ({str(value)[:40]!r}) and {first} in {where}; "
                 f"write the column in one way."
             )
+
+
+def _as_text(value: object) -> str:
+    """A value as it is written in a prompt or an answer; empty where there is none."""
+    if isinstance(value, str):
+        return value.strip()
+    if value is None or value != value:  # pandas writes NaN where there is nothing
+        return ""
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")  # pandas makes 1.0 of 1 where another row of the column is empty
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list | bool) else str(value)
 
 
 class _Reader:
@@ -261,16 +320,15 @@ class _Reader:
             question = self._text(row, self.prompt_field)
         if self.data.choices_field:
             choices = _choices(row, self.data.choices_field)
-            gold = _index_of(row, self.answer_field or "answer", choices)
+            gold = _index_of(row, self._text(row, self.answer_field or "answer"), choices)
             return Example(id, question, choices.texts[gold], str(gold), choices.texts)
         answer = self._text(row, self.answer_field) if self.answer_field else str(said)
         completion = self._text(row, self.data.completion_field) if self.data.completion_field else (said or answer)
         return Example(id, question, completion, answer, turns=turns)
 
     def _text(self, row: Row, field: str) -> str:
-        value = row.values.get(field)
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else str(value).strip()
-        if value is None or not text:
+        text = _as_text(row.values.get(field))
+        if not text:
             raise StudyError(f"{row.where}: '{field}' is empty; fill it in or leave the row out.")
         return text
 
@@ -305,7 +363,7 @@ class _Choices(NamedTuple):
 
 def _choices(row: Row, field: str) -> _Choices:
     value: Any = row.values.get(field)
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             value = json.loads(value)  # how a CSV writes a list
         except ValueError:
@@ -315,19 +373,18 @@ def _choices(row: Row, field: str) -> _Choices:
         value, labels = value.get("text"), value.get("label")
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(v, str | int | float) for v in value):
         raise StudyError(f"{row.where}: '{field}' has to be a list of at least two answers.")
-    texts = tuple(str(choice).strip() for choice in value)
+    texts = tuple(map(_as_text, value))
     if len(set(texts)) < len(texts) or not all(texts):
         raise StudyError(f"{row.where}: two of its choices are the same, or one is empty.")
-    letters = tuple(chr(ord("A") + index) for index in range(len(texts)))
-    return _Choices(texts, tuple(map(str, labels)) if isinstance(labels, list) else letters)
+    if not isinstance(labels, list):
+        labels = [chr(ord("A") + index) for index in range(len(texts))]
+    if len(labels) != len(texts):
+        raise StudyError(f"{row.where}: '{field}' has {len(texts)} answers and {len(labels)} labels.")
+    return _Choices(texts, tuple(map(_as_text, labels)))
 
 
-def _index_of(row: Row, field: str, choices: _Choices) -> int:
+def _index_of(row: Row, answer: str, choices: _Choices) -> int:
     """Which choice is right: by its text, else its label (A, B, ...), else its index from 0."""
-    value = row.values.get(field)
-    answer = "" if value is None else str(value).strip()
-    if not answer:
-        raise StudyError(f"{row.where}: '{field}' is empty; fill it in or leave the row out.")
     for names in (choices.texts, choices.labels, tuple(map(str, range(len(choices.texts))))):
         if answer in names:
             return names.index(answer)

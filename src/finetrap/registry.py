@@ -4,16 +4,19 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from finetrap.errors import StudyError, unknown
 
-Entry = TypeVar("Entry", bound=Callable[..., object])
+Made = TypeVar("Made")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,24 @@ class Plugin:
             place = f"{self.path}:{where}" if where else str(self.path)
             raise StudyError(f"the plugin {place} raised {type(error).__name__}: {said}.") from error
 
+    def guarded(self, made: R) -> R:
+        """The same dataclass, with each of its functions blamed for what it raises."""
 
-class Registry(Generic[Entry]):
-    """All functions of one kind, found by importing every module of `package`.
+        def guard(function: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(function)
+            def blamed(*args: Any, **settings: Any) -> Any:
+                with self.blamed():
+                    return function(*args, **settings)
+
+            return blamed
+
+        values = {field.name: getattr(made, field.name) for field in fields(cast("Any", made))}
+        functions = {name: guard(value) for name, value in values.items() if callable(value)}
+        return cast("R", replace(cast("Any", made), **functions))
+
+
+class Registry(Generic[Made]):
+    """All functions that make one kind of value, found by importing every module of `package`.
 
     Used as a decorator it registers a function under the function's own name.
     """
@@ -52,15 +70,16 @@ class Registry(Generic[Entry]):
     _all: "list[Registry[Any]]" = []
     _loading: Plugin | None = None
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, makes: type[Made]) -> None:
         self.kind = kind
         self.package = package
-        self._entries: dict[str, Entry] = {}
+        self.makes = makes
+        self._entries: dict[str, Callable[..., Made]] = {}
         self._plugins: dict[str, Plugin] = {}
         self._searched = False
         Registry._all.append(self)
 
-    def __call__(self, function: Entry) -> Entry:
+    def __call__(self, function: Callable[..., Made]) -> Callable[..., Made]:
         name, plugin = function.__name__, Registry._loading
         if plugin is not None:
             if name in self._entries and self._plugins.get(name) != plugin:
@@ -80,16 +99,37 @@ class Registry(Generic[Entry]):
                 importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self._entries)
 
-    def __getitem__(self, name: str) -> Entry:
+    def __getitem__(self, name: str) -> Callable[..., Made]:
         """The function called `name`.
 
         Raises:
             StudyError: there is none; the message names the nearest.
         """
-        known = self.names()
-        if name not in self._entries:
-            raise unknown(self.kind, name, known)
+        if name not in self.names():
+            raise self.unknown(name)
         return self._entries[name]
+
+    def unknown(self, name: str) -> StudyError:
+        """The error for a name that nothing has."""
+        return StudyError(f"{unknown(self.kind, name, self.names())} If a plugin brings it, name that with --plugin.")
+
+    def make(self, name: str, *args: Any, **settings: Any) -> Made:
+        """What the function called `name` makes; what a plugin's raises, then or later, names file and line.
+
+        Raises:
+            StudyError: there is none, or it is a plugin's and raises or makes something else.
+        """
+        function, plugin = self[name], self._plugins.get(name)
+        if plugin is None:
+            return function(*args, **settings)
+        with plugin.blamed():
+            made = function(*args, **settings)
+        if not isinstance(made, self.makes):
+            raise StudyError(
+                f"the plugin {plugin.path}: the {self.kind} '{name}' returns {type(made).__name__}, "
+                f"and has to return a {self.makes.__name__}."
+            )
+        return plugin.guarded(made)
 
     def plugin_of(self, name: str) -> Plugin | None:
         """The plugin that defines `name`; None for what finetrap brings."""
@@ -118,14 +158,18 @@ def load_plugin(path: Path) -> Plugin:
     plugin = Plugin(path.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())
     for registry in Registry._all:
         registry.names()  # what finetrap brings comes first, so that a plugin cannot take its names
+        for former in [known for known in registry._plugins.values() if known.path == plugin.path]:
+            registry.forget(former)  # edited since, as in a notebook
     spec = importlib.util.spec_from_file_location(f"finetrap_plugin_{plugin.digest[:12]}", plugin.path)
     assert spec is not None
     assert spec.loader is not None
     Registry._loading = plugin
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
     try:
         with plugin.blamed():
-            spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except StudyError:
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
         for registry in Registry._all:
             registry.forget(plugin)
         raise

@@ -35,12 +35,14 @@ def read_rows(source: str, *, split: str, data_dir: Path | None = None) -> list[
         StudyError: there is no such source, or it is empty, damaged, or not what its name says.
     """
     path = Path(os.path.expanduser(source))
+    if data_dir is not None and not data_dir.is_dir():
+        raise StudyError(f"there is no folder {data_dir} (--data-dir).")
     if os.path.isfile(path):
         rows = list(_read_file(path))
         if not rows:
             raise StudyError(f"{source} is empty; give a file with one example a row.")
         return rows
-    if path.suffix in FILE_KINDS:
+    if path.suffix.lower() in FILE_KINDS and not os.path.isdir(path):
         raise StudyError(f"there is no file {source}.")
     return [Row(f"{source}, row {index}", row) for index, row in enumerate(_dataset(source, split, data_dir), start=1)]
 
@@ -68,13 +70,19 @@ def _read_file(path: Path) -> Iterator[Row]:
     raise StudyError(f"{path} has no ending that says what it is; give one of {', '.join(FILE_KINDS)}.")
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror}.") from None
+
+
+def _text(path: Path) -> str:
+    data = _bytes(path)
     if b"\0" in data[:8192]:
-        raise StudyError(f"{path} is not text, though it is named {path.suffix}: it holds zero bytes.")
+        raise StudyError(
+            f"{path} is not text, though it is named {path.suffix}: it holds zero bytes; save UTF-16 as UTF-8."
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,11 +120,16 @@ def _object(where: str, values: object) -> Row:
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
+    )
     try:
         header = next(reader, None)
         if header is None:
             return
+        other = next((mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]), None)
+        if other is not None:
+            raise StudyError(f"{path}:1: its columns are separated by {other!r}; save it with commas, or tabs as .tsv.")
         if len(set(header)) < len(header):
             raise StudyError(f"{path}:1: two columns have the same name.")
         for cells in reader:
@@ -136,7 +149,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
     except (OSError, ValueError) as error:
         # pyarrow's errors are ValueErrors.
         raise StudyError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None

@@ -49,7 +49,7 @@ class Scorer:
     """The labels of a classification."""
 
 
-scorer: Registry[Callable[..., Scorer]] = Registry("scorer", "finetrap.scorers")
+scorer = Registry("scorer", "finetrap.scorers", Scorer)
 """A scorer is a function of the gold answers, so that it can check them and say what they look like."""
 
 
@@ -60,16 +60,11 @@ def make_scorer(text: str, answers: Sequence[str]) -> Scorer:
         StudyError: there is none, it takes no argument or needs one, or an answer does not suit it.
     """
     name, colon, argument = text.partition(":")
-    make = scorer[name]
-    parameters = list(inspect.signature(make).parameters)[1:]
+    parameters = list(inspect.signature(scorer[name]).parameters)[1:]
     if bool(colon) != bool(parameters):
         wanted = f"write {name}:{parameters[0].upper()}" if parameters else f"write {name} alone"
         raise StudyError(f"scorer '{text}': {wanted}.")
-    plugin = scorer.plugin_of(name)
-    if plugin is None:
-        return make(answers, argument) if colon else make(answers)
-    with plugin.blamed():
-        return make(answers, argument) if colon else make(answers)
+    return scorer.make(name, answers, argument) if colon else scorer.make(name, answers)
 
 
 class AnswerError(StudyError):

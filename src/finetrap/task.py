@@ -85,7 +85,7 @@ class Task:
     """Tasks too close to this one to count as general ability when it is the target."""
 
 
-task: Registry[Callable[..., Task]] = Registry("task", "finetrap.tasks")
+task = Registry("task", "finetrap.tasks", Task)
 
 
 def get_task(name: str, data_dir: Path | None = None) -> Task:
@@ -94,24 +94,16 @@ def get_task(name: str, data_dir: Path | None = None) -> Task:
     Raises:
         StudyError: there is none; the message names the nearest.
     """
-    return _made(task[name], task.plugin_of(name), data_dir)
+    return _made(task[name], name, data_dir, task.plugin_of(name))
 
 
 @lru_cache(maxsize=64)
-def _made(make: Callable[..., Task], plugin: Plugin | None, data_dir: Path | None) -> Task:
-    """Made once, so that what is computed of a task is computed once."""
-    made = make(data_dir=data_dir) if "data_dir" in inspect.signature(make).parameters else make()
-    return made if plugin is None else _of_plugin(made, plugin)
-
-
-def _of_plugin(made: Task, plugin: Plugin) -> Task:
-    """A plugin's task: its version changes with the file, and what it raises is its user's to mend."""
-
-    def load(split: Split) -> tuple[Example, ...]:
-        with plugin.blamed():
-            return made.load(split)
-
-    return replace(made, load=load, version=int(plugin.digest[:8], 16))
+def _made(make: Callable[..., Task], name: str, data_dir: Path | None, plugin: Plugin | None) -> Task:
+    """Made once for each function that makes it, so that what is computed of a task is computed once."""
+    takes_folder = "data_dir" in inspect.signature(make).parameters
+    made = task.make(name, data_dir) if takes_folder else task.make(name)
+    # A plugin's version changes with its file.
+    return made if plugin is None else replace(made, version=int(plugin.digest[:8], 16))
 
 
 def packaged_rows(name: str, split: Split) -> list[dict[str, Any]]:

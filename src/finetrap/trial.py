@@ -18,7 +18,16 @@ from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
 from finetrap.plan import TaskItems, missing, test_items
 from finetrap.progress import Reporter
-from finetrap.records import Environment, Evaluation, EvaluationRecord, Planned, TrainingLogEntry, TrainingRecord, Trial
+from finetrap.records import (
+    Environment,
+    Evaluation,
+    EvaluationRecord,
+    Planned,
+    TrainingLogEntry,
+    TrainingRecord,
+    Trial,
+    items_digest,
+)
 from finetrap.store import Store, now
 from finetrap.task import Example, Task
 from finetrap.train import TrainingRow, train
@@ -76,6 +85,8 @@ def _evaluate(
     reporter: Reporter,
 ) -> None:
     examples = test_items(study, task, evaluation.purpose).examples
+    if (task.version, items_digest(examples)) != (evaluation.task_version, evaluation.items):
+        raise StudyError(f"the data of '{task.name}' changed while the study ran; run it again.")
     store.log_look(trial, evaluation)
     reporter.stage(f"{evaluation.purpose.replace('_', ' ')}: {task.name}", len(examples))
     with measure(str(adapted.model.device)) as measured:

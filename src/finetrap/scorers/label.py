@@ -19,7 +19,7 @@ def label(answers: Sequence[str]) -> Scorer:
     """
     labels = sorted(dict.fromkeys(answer.strip() for answer in answers))
     by_name: dict[str, str] = {}
-    for name in labels:
+    for name in dict.fromkeys(answer.strip() for answer in answers):
         if by_name.setdefault(plain(name), name) != name:
             index = next(i for i, answer in enumerate(answers) if answer.strip() == name)
             raise AnswerError(index, f"the labels {name!r} and {by_name[plain(name)]!r} differ in case or marks only")
