@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetrap.config import ModelSpec, Study
     from finetrap.errors import StudyError
+    from finetrap.own_data import OwnData
+    from finetrap.registry import load_plugin
     from finetrap.results import Results
 
 __version__ = "0.1.0"
-__all__ = ["ModelSpec", "Results", "Study", "StudyError"]
+__all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugin"]
 
-_HOME = {"ModelSpec": "config", "Study": "config", "StudyError": "errors", "Results": "results"}
+_HOME = {
+    "ModelSpec": "config",
+    "OwnData": "own_data",
+    "Results": "results",
+    "Study": "config",
+    "StudyError": "errors",
+    "load_plugin": "registry",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,14 @@ class StudyError(Exception):
         self.location = location
         return self
 
+    def within(self, *outer: str | int) -> "StudyError":
+        """The same error of a value that stands in another."""
+        name = ".".join(map(str, self.location))
+        text = str(self)
+        if name:
+            text = text.replace(f"'{name}'", f"'{'.'.join(map(str, outer))}.{name}'", 1)
+        return StudyError(text).at(*outer, *self.location)
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> StudyError:
     """The error for a name that does not exist, with the nearest one that does."""

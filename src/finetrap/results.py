@@ -248,6 +248,29 @@ class Results(Record):
     """What a reader has to know before trusting a number."""
     _folder: Path | None = PrivateAttr(default=None)
 
+    def __repr__(self) -> str:
+        # All of it is to_json(); this is what a person reads at a prompt.
+        from finetrap.table import groups, headline
+
+        answers = [
+            f"{task} with {model}: {', '.join(arm.arm for arm in arms)}. {headline(recommendation)}"
+            for model, task, arms, recommendation in groups(self)
+        ]
+        return f"<Results of {self.study.get('name')}: {' '.join(answers)}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        from finetrap.notebook import results_html
+
+        return results_html(self)
+
+    @property
+    def folder(self) -> Path | None:
+        """The study's folder; None of results that were read from a file."""
+        return self._folder
+
     def within(self, folder: Path) -> "Results":
         """The same, knowing the study's folder."""
         self._folder = folder
