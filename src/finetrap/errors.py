@@ -21,9 +21,8 @@ class StudyError(Exception):
     def within(self, *outer: str | int) -> "StudyError":
         """The same error of a value that stands in another."""
         name = ".".join(map(str, self.location))
-        text = str(self)
-        if name:
-            text = text.replace(f"'{name}'", f"'{'.'.join(map(str, outer))}.{name}'", 1)
+        place = ".".join(map(str, outer))
+        text = str(self).replace(f"'{name}'", f"'{place}.{name}'", 1) if name else f"'{place}': {self}"
         return StudyError(text).at(*outer, *self.location)
 
 

@@ -172,12 +172,11 @@ def _kept(kind: str, write: Callable[[Path], str]) -> Path:
             folder = Path(part) / "content"
             folder.mkdir()
             final = cache / write(folder)
-            if not final.is_dir():
-                try:
-                    folder.replace(final)
-                except OSError:
-                    if not final.is_dir():  # another process was no faster
-                        raise
+            try:
+                folder.replace(final)
+            except OSError:
+                if not final.is_dir():  # else it was there, or another process was faster
+                    raise
     except OSError as error:
         raise StudyError(
             f"{cache} cannot be written to ({error.strerror or error}); name another folder in FINETRAP_CACHE."

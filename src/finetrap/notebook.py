@@ -39,7 +39,7 @@ class NotebookReporter(Reporter):
         try:
             yield
         finally:
-            self._stage = _Bar()
+            self._trials.what, self._stage = "trials", _Bar()
             self._update()
             self._display = None
 
@@ -106,10 +106,10 @@ def results_html(results: Results) -> str:
 
 
 def _row(tag: str, texts: tuple[str, ...]) -> str:
-    first, *others = (escape(text) for text in texts)
-    # The arm's name at the left; numbers, which are compared down a column, at the right.
-    left, right = (f'<{tag} style="text-align: {side}">' for side in ("left", "right"))
-    return f"{left}{first}</{tag}>" + "".join(f"{right}{text}</{tag}>" for text in others)
+    sides = ("left" if column in ("arm", "verdict") else "right" for column in COLUMNS)
+    return "".join(
+        f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>' for side, text in zip(sides, texts, strict=True)
+    )
 
 
 def _items(lines: list[str]) -> str:

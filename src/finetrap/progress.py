@@ -1,5 +1,6 @@
 """What a person sees while a study runs: bars in a terminal or a notebook, plain lines elsewhere."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -96,6 +97,11 @@ def reporter_here() -> Reporter:
     console = Console(stderr=True)
     if console.is_jupyter:
         from finetrap.notebook import NotebookReporter
+
+        with warnings.catch_warnings():
+            # Without ipywidgets tqdm, which Transformers imports, warns of bars that nobody will see.
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
 
         return NotebookReporter()
     return TerminalReporter(console)

@@ -38,11 +38,13 @@ class Input(Record):
             return validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or cls.__name__
-        if first["type"] == "missing":
-            raise StudyError(f"'{name}' is missing.").at(*first["loc"])
+        name = ".".join(map(str, first["loc"]))
         seen = " ".join(repr(first["input"]).split())
         seen = seen if len(seen) <= 80 else f"{seen[:80]}..."
+        if not name:
+            raise StudyError(f"expected the settings of {cls.__name__}, got {seen}.")
+        if first["type"] == "missing":
+            raise StudyError(f"'{name}' is missing.").at(*first["loc"])
         raise StudyError(f"'{name}': {first['msg'].lower()}, got {seen}.").at(*first["loc"])
 
 
