@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from finetrap.progress import Reporter
@@ -89,7 +90,7 @@ class _Bar:
         return f'<progress value="{self.done}" max="{self.total}"></progress> {escape(self.text())}'
 
 
-def results_html(results: Results) -> str:
+def results_html(results: Results, report: Path | None) -> str:
     """The answers first, then the evidence, as a fragment of a page."""
     parts = []
     for model, task, arms, recommendation in groups(results):
@@ -100,8 +101,8 @@ def results_html(results: Results) -> str:
         parts.append(f"<details><summary>What the columns mean</summary><p>{escape(legend(arms))}</p></details>")
     warned = [f"warning: {warning}" for warning in results.warnings]
     parts.append(_items([*warned, *(f"failed: {failure.trial}: {failure.error}" for failure in results.failures)]))
-    if results.folder is not None:
-        parts.append(f"<p>Report: <code>{escape(str(results.report()))}</code></p>")
+    if report is not None:
+        parts.append(f"<p>Report: <code>{escape(str(report))}</code></p>")
     return f"<div>{''.join(parts)}</div>"
 
 

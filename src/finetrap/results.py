@@ -266,12 +266,7 @@ class Results(Record):
     def _repr_html_(self) -> str:
         from finetrap.notebook import results_html
 
-        return results_html(self)
-
-    @property
-    def folder(self) -> Path | None:
-        """The study's folder; None of results that were read from a file."""
-        return self._folder
+        return results_html(self, self.report() if self._folder else None)
 
     def within(self, folder: Path) -> "Results":
         """The same, knowing the study's folder."""
