@@ -28,7 +28,7 @@ def wanted() -> dict[Path, str]:
     demo = found["demo"]
     files = {
         ROOT / "README.md": fill(
-            (ROOT / "README.md").read_text(), "demo", records.demo_block(demo, "docs/results/demo")
+            (ROOT / "README.md").read_text(), "demo", records.record_block(demo, "docs/results/demo")
         ),
         ROOT / "src" / "finetrap" / "results.schema.json": json.dumps(Results.json_schema(), indent=1) + "\n",
         DOCS / "reference" / "cli.md": reference.command_line_page(),
@@ -40,8 +40,11 @@ def wanted() -> dict[Path, str]:
     files |= {DOCS / "methods" / name: text for name, text in method_pages().items()}
     files |= {DOCS / "tasks" / name: text for name, text in task_pages().items()}
 
-    index = fill((DOCS / "index.md").read_text(), "demo", records.demo_block(demo, "results/demo"))
+    index = fill((DOCS / "index.md").read_text(), "demo", records.record_block(demo, "results/demo"))
     files[DOCS / "index.md"] = fill(index, "report", records.demo_picture())
+    files[DOCS / "tutorial.md"] = fill(
+        (DOCS / "tutorial.md").read_text(), "tickets", records.record_block(found["tickets"], "results/tickets")
+    )
     verdicts = (DOCS / "verdicts.md").read_text()
     for name, block in records.verdict_blocks(found).items():
         verdicts = fill(verdicts, name, block)

@@ -2,6 +2,8 @@
 
 import gc
 import os
+from dataclasses import replace
+from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -31,8 +33,10 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-from finetrap.config import ModelSpec  # noqa: E402
+from finetrap.config import ModelSpec, Study  # noqa: E402
 from finetrap.models import LoadedModel, find, load  # noqa: E402
+from finetrap.study import run  # noqa: E402
+from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -72,6 +76,8 @@ FAMILIES = {"llama": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors, but for what peft 0.21 says under transformers 5.23 whenever it wraps a model."""
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+    # Selenium's trio has a Hypothesis plugin; its generator looks like garbage where Hypothesis loads after the freeze.
+    config.addinivalue_line("filterwarnings", "ignore:It looks like `register_random`")
 
 
 def pytest_collection_finish() -> None:
@@ -133,3 +139,78 @@ def tiny_folder(
 def tiny_loaded(tiny_folder: Path) -> LoadedModel:
     """That folder, loaded the way a study loads it; its model is not to be changed (`copy()` is)."""
     return load(find(ModelSpec(name=str(tiny_folder))), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def page_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a study of generated answers wrote, with a task out of distribution; not to be changed."""
+    folder = tmp_path_factory.mktemp("page") / "study"
+    study = Study(
+        name="words",
+        models=str(tiny_folder),
+        tasks="gsm8k",
+        arms=["few_shot:shots=1", "lora:rank=2"],
+        limit_train=16,
+        limit_test=12,
+        retention=["arc_easy", "wikitext2"],
+        limit_retention=10,
+        out_of_distribution=["svamp"],
+        dtype="float32",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("gsm8k", "svamp"):
+            # A random model says nothing of more worth in the other 304.
+            short = replace(get_task(name), max_new_tokens=16)
+            patch.setitem(task._entries, name, partial(replace, short))
+        study.run(folder)
+    return folder
+
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=document.title='owned'>",
+    "\"'><svg onload=document.title='owned'> &lt;b&gt; &amp; <!-- <script>",
+    "{{ 7 * 7 }} {% for x in y %} ${7*7} #{7}",
+    "\u202e\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u05e2\u05d1\u05e8\u05d9\u05ea \u2028 \u2029 \x00 \x1b[31m",
+    "w" * 600,
+    "| * _ ` # https://example.com/x.png ![x](javascript:alert(1))",
+    "a line\nand another",
+)
+"""What must come out of a page as it went in."""
+
+
+def _hostile(split: Split) -> tuple[Example, ...]:
+    n = len(HOSTILE)
+    return tuple(
+        Example(
+            f"{split}-{i}-{HOSTILE[i % n]}", f"{split} {i} {HOSTILE[i % n]}", "", str(i % 2), ("no", HOSTILE[-i % n])
+        )
+        for i in range(48 if split == "train" else 24)
+    )
+
+
+@pytest.fixture(scope="session")
+def hostile_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a study wrote whose name, model and data are hostile, beside an ordinary task; not to be changed."""
+    folder = tmp_path_factory.mktemp("page")
+    model = folder / HOSTILE[1]
+    model.symlink_to(tiny_folder)
+
+    def hostile() -> Task:
+        return Task(name="hostile", summary="", kind="choice", license="", load=_hostile)
+
+    study: dict[str, object] = {
+        "name": HOSTILE[0],
+        "models": str(model),
+        "tasks": ["hostile", "arc_easy"],
+        "arms": ["lora:rank=2"],
+        "limit_train": 16,
+        "limit_test": 24,
+        "retention": ["wikitext2"],
+        "limit_retention": 10,
+        "dtype": "float32",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(task._entries, "hostile", hostile)
+        run(Study.model_validate(study), folder / "study", command=f"finetrap run {HOSTILE[1]}; {HOSTILE[3]}")
+    return folder / "study"

@@ -3,8 +3,9 @@
 import gzip
 import json
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -88,3 +89,65 @@ def trial_folder(folder: Path, arm: str) -> Path:
     """The only trial of an arm."""
     (found,) = folder.glob(f"trials/*--{arm}--seed*")
     return found
+
+
+class Page(HTMLParser):
+    """What a report.html holds, read as a browser reads it: tags, tables, texts of script and style."""
+
+    VOID = frozenset({"meta", "input", "br", "link", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.scripts: dict[str, str] = {}
+        """By id; the page's own has none."""
+        self.style = ""
+        self._open: list[str] = []
+        self._rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("th", "td"):
+            self._rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        within = self._open[-1] if self._open else ""
+        if within == "script":
+            self.scripts[self.tags[-1][1].get("id", "")] = data
+        elif within == "style":
+            self.style = data
+        elif "caption" in self._open:
+            self._rows = self.tables.setdefault(data, [])
+        elif data.strip():
+            self.words.append(data.strip())
+            if "th" in self._open or "td" in self._open:
+                self._rows[-1][-1] += data
+
+    def values(self, attribute: str) -> list[str]:
+        """Every value of an attribute, in order."""
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
+
+    def items(self, name: str) -> dict[str, Any]:
+        """What the browser of outputs called `name` reads."""
+        loaded: dict[str, Any] = json.loads(self.scripts[f"items-{name}"])
+        return loaded
+
+
+def page_of(folder: Path) -> Page:
+    """The report.html of a study's folder."""
+    return Page((folder / "report.html").read_text(encoding="utf-8"))

@@ -114,7 +114,7 @@ def test_results_are_shown_with_the_answer_and_every_arm(ran: Ran) -> None:
     assert html.startswith("<div><p><b>")
     assert html.index("<b>") < html.index("<table>")
     assert [arm for arm in ARMS if f">{arm}</td>" not in html] == []
-    assert "out/report.md" in html
+    assert "out/report.html" in html
     assert shown["text/plain"].startswith("<Results of study: tickets with tiny-")
 
 

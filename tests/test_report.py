@@ -26,7 +26,7 @@ def _run(tiny_folder: Path, folder: Path) -> Results:
 
 def test_the_report_gives_the_answer_first_and_all_that_repeats_it(tiny_folder: Path, tmp_path: Path) -> None:
     results = _run(tiny_folder, tmp_path / "study")
-    text = results.report().read_text()
+    text = results.report().with_suffix(".md").read_text()
     answer, table = text.index("**"), text.index("| arm |")
     assert answer < table
     for wanted in ("zero_shot", "lora", "learning_rate=0.001", "What is forgotten", "What it costs", "To repeat it"):
@@ -45,7 +45,9 @@ def test_the_same_records_give_the_same_report(tiny_folder: Path, tmp_path: Path
 
     folder = tmp_path / "study"
     _run(tiny_folder, folder)
-    written = {path: path.read_bytes() for path in [folder / "results.json", *folder.glob("charts/*")]}
+    written = {
+        path: path.read_bytes() for path in [folder / "results.json", folder / "report.md", *folder.glob("charts/*")]
+    }
     store = Store.existing(folder)
     answer(store.study(), store)
     assert {path: path.read_bytes() for path in written} == written

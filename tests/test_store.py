@@ -1,5 +1,6 @@
 """The study folder: complete or not there, named safely, re-used where it can be."""
 
+import gzip
 import json
 import os
 import shutil
@@ -15,9 +16,19 @@ from finetrap import store as store_module
 from finetrap.config import load_study, make_study
 from finetrap.errors import StudyError
 from finetrap.method import Method, Training, method
-from finetrap.records import Evaluation, EvaluationRecord, ItemRow, ModelRecord, TrainingRecord, Trial, slug
+from finetrap.records import (
+    Evaluation,
+    EvaluationRecord,
+    ItemRow,
+    ModelRecord,
+    TrainingRecord,
+    Trial,
+    items_digest,
+    slug,
+)
 from finetrap.results import Results
 from finetrap.store import Store
+from finetrap.task import Example
 
 MODEL = ModelRecord(name="m", fingerprint="f", quantisation=None, parameters=1, aligned=False, chat=False)
 TRIAL = Trial(
@@ -61,6 +72,13 @@ TRAINING = TrainingRecord(
 )
 
 
+QUESTIONS = [
+    Example("a", "line\u2028separator\nand \x85 others", "because", "1", ("<b>", "no")),
+    Example("b", "\u05e2\u05d1\u05e8\u05d9\u05ea", gold="0"),
+]
+ASKED = EVALUATION.model_copy(update={"items": items_digest(QUESTIONS)})
+
+
 class Crash(BaseException):
     """The process dies here."""
 
@@ -92,6 +110,31 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     store.save_evaluation(TRIAL, RECORD, ROWS)
     assert store.rows(TRIAL, EVALUATION) == ROWS
     assert store.evaluation(TRIAL, EVALUATION) == RECORD
+
+
+def test_questions_come_back_as_they_were(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.items(ASKED) == {}
+    store.save_items(ASKED, QUESTIONS)
+    assert list(store.items(ASKED).values()) == QUESTIONS
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not gzip", gzip.compress(b"{}\n"), gzip.compress(b'{"id": "a", "question": "other"}\n')]
+)
+def test_questions_that_are_damaged_or_others_are_not_shown(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path)
+    store.save_items(ASKED, QUESTIONS)
+    (path,) = tmp_path.glob("items/*")
+    path.write_bytes(content)
+    with pytest.raises(StudyError, match=r"delete .* and run again"):
+        store.items(ASKED)
+
+
+def test_a_study_keeps_the_questions_it_asked(out: Path) -> None:
+    names = [path.name for path in (out / "items").iterdir()]
+    assert len(names) == 1
+    assert names[0].startswith("arc_easy--")
 
 
 def test_a_crash_between_rows_and_result_leaves_the_evaluation_undone(

@@ -157,8 +157,9 @@ def test_a_data_frame_has_a_row_an_arm(ran: Ran) -> None:
 
 def test_the_report_lies_in_the_folder(ran: Ran) -> None:
     out, results = ran
-    assert results.report() == out / "report.md"
-    assert "few_shot" in results.report().read_text()
+    assert results.report() == out / "report.html"
+    for report in (results.report(), out / "report.md"):
+        assert "few_shot" in report.read_text()
 
 
 # --- artifacts -------------------------------------------------------------------------------------------------------

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from finetrap import answer, data, recommend
+from finetrap import answer, data, recommend, stats
 from finetrap.config import Study
-from finetrap.report import machine
 from finetrap.results import ArmResult, Results, Verdict
-from finetrap.table import escape, groups, headline, legend, markdown_table, percent, points
+from finetrap.sections import machine
+from finetrap.table import arms_grid, escape, groups, headline, legend, markdown, percent, points
 from generator.markdown import page, table
 
 DOCS = Path(__file__).parent.parent
@@ -20,18 +20,18 @@ def records() -> dict[str, Results]:
     return {path.parent.name: Results.model_validate_json(path.read_bytes()) for path in paths}
 
 
-def demo_block(results: Results, folder: str) -> str:
-    """The demo's table and recommendation; `folder` is where its record lies, as seen from the page."""
+def record_block(results: Results, folder: str) -> str:
+    """A record's table and recommendation; `folder` is where it lies, as seen from the page."""
     ((_, _, arms, recommendation),) = groups(results)
     why = "\n".join(f"- {line}" for line in (*recommendation.why, f"Next: {recommendation.next_step}"))
     date = str(results.study["finished"])[:10]
     return "\n\n".join(
         [
-            markdown_table(arms),
+            markdown(arms_grid(arms)),
             f"**{headline(recommendation)}**",
             why,
-            f"{legend(arms)} From [`docs/results/demo/results.json`]({folder}/results.json), which "
-            f"`finetrap demo` wrote on {date}: {machine(results.environment)}",
+            f"{legend(arms)} From [its record]({folder}/results.json), which "
+            f"`{results.study['command']}` wrote on {date}: {machine(results.environment)}",
         ]
     )
 
@@ -121,7 +121,7 @@ def _retention_table(found: dict[str, Results]) -> str:
 def _numbers() -> str:
     fields = Study.model_fields
     rows = [
-        ["level of tests and intervals", f"{answer.ALPHA:.0%}", "`finetrap.answer.ALPHA`"],
+        ["level of tests and intervals", f"{stats.ALPHA:.0%}", "`finetrap.stats.ALPHA`"],
         ["margin: a difference that would not change the choice", _setting_points("margin"), "`margin` in the study"],
         [
             "loss of general tasks that is accepted",

@@ -9,14 +9,14 @@ print(results.table())
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetrap.config import ModelSpec, Study
+    from finetrap.config import ModelSpec, Study, load_study
     from finetrap.errors import StudyError
     from finetrap.own_data import OwnData
     from finetrap.registry import load_plugin
     from finetrap.results import Results
 
 __version__ = "0.1.0"
-__all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugin"]
+__all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugin", "load_study"]
 
 _HOME = {
     "ModelSpec": "config",
@@ -25,6 +25,7 @@ _HOME = {
     "Study": "config",
     "StudyError": "errors",
     "load_plugin": "registry",
+    "load_study": "config",
 }
 
 

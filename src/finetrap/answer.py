@@ -21,13 +21,12 @@ from finetrap.results import (
     Recommendation,
     Results,
     Retention,
-    RetentionTask,
     Verdict,
     VersusZeroShot,
 )
+from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
 
-ALPHA = 0.05
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
 
@@ -60,10 +59,6 @@ def _target(planned: Planned) -> Evaluation:
     return next(e for e in planned.evaluations if e.purpose == "target")
 
 
-def _scores(rows: Sequence[ItemRow], rule: str = "correct") -> stats.Scores:
-    return np.array([float(bool(getattr(row, rule))) for row in rows])
-
-
 def build_results(study: Study, plan: Plan, store: Store) -> Results:
     """Derive everything from the records that are there."""
     arms: list[ArmResult] = []
@@ -78,7 +73,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         if not done:
             continue
         group = _arm_results(study, done, plan.tasks.get(task))
-        scores = {arm: _scores(cell.first) for arm, cell in done.items()}
+        scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
         incomplete = [
@@ -163,7 +158,7 @@ def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, Versus
         return {}
     zero = cells["zero_shot"]
     family = {arm: cell for arm, cell in cells.items() if arm not in ("constant", "zero_shot")}
-    pairs = {arm: stats.discordant(_scores(cell.first), _scores(zero.first)) for arm, cell in family.items()}
+    pairs = {arm: stats.discordant(scores_of(cell.first), scores_of(zero.first)) for arm, cell in family.items()}
     p_values = [stats.paired_p(*pairs[arm]) for arm in family]
     adjusted = dict(zip(family, stats.holm(p_values), strict=True))
     results = {}
@@ -176,17 +171,17 @@ def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, Versus
 
 
 def _artifact(rows: Sequence[ItemRow], zero: Sequence[ItemRow], p_adjusted: float | None, family: int) -> Artifact:
-    a, b = _scores(rows), _scores(zero)
+    a, b = scores_of(rows), scores_of(zero)
     only_a, only_b = stats.discordant(a, b)
     p = stats.paired_p(only_a, only_b)
-    simultaneous = ALPHA / max(1, family)
+    simultaneous = stats.ALPHA / max(1, family)
     adjusted = stats.tango(only_a, only_b, len(a), alpha=simultaneous)
-    if p_adjusted is not None and p_adjusted < ALPHA and adjusted.low <= 0 <= adjusted.high:
+    if p_adjusted is not None and p_adjusted < stats.ALPHA and adjusted.low <= 0 <= adjusted.high:
         # Holm claims signs, not sizes: where it rejects and the simultaneous interval holds 0, its near end is 0.
         adjusted = stats.Interval(0.0, adjusted.high) if only_a > only_b else stats.Interval(adjusted.low, 0.0)
     return Artifact(
         delta=(only_a - only_b) / len(a),
-        ci95=stats.tango(only_a, only_b, len(a), alpha=ALPHA),
+        ci95=stats.tango(only_a, only_b, len(a), alpha=stats.ALPHA),
         ci95_adjusted=adjusted,
         p=p,
         p_adjusted=p if p_adjusted is None else p_adjusted,
@@ -197,19 +192,19 @@ def _artifact(rows: Sequence[ItemRow], zero: Sequence[ItemRow], p_adjusted: floa
 def _verdict(
     study: Study, artifact: Artifact, cell: _Cell, zero: _Cell, constant: _Cell | None, family: int
 ) -> Verdict:
-    arm, reference = _scores(cell.first), _scores(zero.first)
-    trivial = _scores(constant.first) if constant is not None else np.zeros_like(reference)
+    arm, reference = scores_of(cell.first), scores_of(zero.first)
+    trivial = scores_of(constant.first) if constant is not None else np.zeros_like(reference)
     zero_is_above = stats.beats(reference, trivial)
     if not zero_is_above and not stats.beats(arm, trivial):
         return "floor"
-    if artifact.p_adjusted < ALPHA:
+    if artifact.p_adjusted < stats.ALPHA:
         if artifact.delta < 0 and not zero_is_above:
             return "floor"
         if not _same_sign_by_every_rule(cell.first, zero.first, artifact.delta):
             return "format_only"
         return "gain" if artifact.delta > 0 else "harm"
     only_a, only_b = stats.discordant(arm, reference)
-    within = stats.tango(only_a, only_b, len(arm), alpha=2 * ALPHA / family)
+    within = stats.tango(only_a, only_b, len(arm), alpha=2 * stats.ALPHA / family)
     if -study.margin < within.low and within.high < study.margin:
         return "no_difference"
     return "ceiling" if 1 - reference.mean() < artifact.mde else "undecided"
@@ -220,7 +215,7 @@ def _same_sign_by_every_rule(rows: Sequence[ItemRow], zero: Sequence[ItemRow], d
     if rows[0].strict is None:
         return True
     rules = ("strict", "anywhere")
-    return all(float((_scores(rows, r) - _scores(zero, r)).sum()) * delta > 0 for r in rules)
+    return all(float((scores_of(rows, r) - scores_of(zero, r)).sum()) * delta > 0 for r in rules)
 
 
 def _arm_result(
@@ -250,7 +245,7 @@ def _arm_result(
         accuracy_strict=float(np.mean([row.strict for row in every])) if generates else None,
         accuracy_raw=None if generates else float(np.mean([row.raw for row in every])),
         format_rate=float(np.mean([row.formatted for row in every])) if generates else None,
-        macro_f1=_mean([stats.macro_f1([(r.gold, r.extracted) for r in rows]) for rows in cell.target])
+        macro_f1=mean([stats.macro_f1([(r.gold, r.extracted) for r in rows]) for rows in cell.target])
         if task is not None and task.classes
         else None,
         fields=_fields(every),
@@ -270,7 +265,7 @@ def _arm_result(
 def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
     """Of structured answers: by field, the share of the items with it in which it matches."""
     names = sorted({name for row in rows for name in row.parts})
-    return {name: _mean([row.parts[name] for row in rows if name in row.parts]) for name in names}
+    return {name: mean([row.parts[name] for row in rows if name in row.parts]) for name in names}
 
 
 def _cost(cell: _Cell) -> ArmCost:
@@ -279,106 +274,33 @@ def _cost(cell: _Cell) -> ArmCost:
     n = len(cell.first)
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),
-        train_tokens=round(_mean([t.train_tokens for t in trainings])),
-        train_seconds=_mean([t.train_seconds for t in trainings]),
-        eval_seconds=_mean([e.eval_seconds for e in evaluations]),
-        tokens_per_second=_mean([t.tokens_per_second for t in trainings]) if trainings else None,
+        train_tokens=round(mean([t.train_tokens for t in trainings])),
+        train_seconds=mean([t.train_seconds for t in trainings]),
+        eval_seconds=mean([e.eval_seconds for e in evaluations]),
+        tokens_per_second=mean([t.tokens_per_second for t in trainings]) if trainings else None,
         peak_memory_bytes=max(
             *(e.peak_memory_bytes for e in evaluations), *(t.peak_memory_bytes for t in trainings), 0
         ),
         artifact_bytes=max((t.artifact_bytes for t in trainings), default=0),
-        prompt_tokens_per_query=_mean([e.prompt_tokens / n for e in evaluations]),
-        output_tokens_per_query=_mean([e.output_tokens / n for e in evaluations]),
+        prompt_tokens_per_query=mean([e.prompt_tokens / n for e in evaluations]),
+        output_tokens_per_query=mean([e.output_tokens / n for e in evaluations]),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
-
-
 def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int) -> Retention | None:
-    """Retention of an arm against the untouched model; one that only prompts has it unchanged, by construction."""
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
     prompts_only = cell.trial.method in ("zero_shot", "few_shot")
     after = before if prompts_only else cell.rows_of("retention")
-    if not before or set(after) != set(before):
-        return None
-    tasks: dict[str, RetentionTask] = {}
-    differences: list[stats.Scores] = []
-    scales: list[float] = []
-    normalised: list[float] = []
-    text: list[tuple[ItemRow, ItemRow]] = []
-    for name, rows in after.items():
-        if rows[0].bits is not None:
-            text.extend(zip(rows, before[name], strict=True))
-            continue
-        a, b = _scores(rows), _scores(before[name])
-        unchanged = stats.Interval(0.0, 0.0)
-        interval = unchanged if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
-        tasks[name] = RetentionTask(score=float(a.mean()), delta=float((a - b).mean()), ci95=interval)
-        chance = float(np.mean([1 / len(row.loglikelihoods) for row in rows])) if rows[0].loglikelihoods else 0.0
-        if stats.wilson(float(b.mean()), len(b)).low > chance:
-            differences.append(a - b)
-            scales.append(1 / (1 - chance))
-            normalised.append((float(a.mean()) - chance) / (1 - chance))
-    delta = _mean([float(d.mean()) * s for d, s in zip(differences, scales, strict=True)]) if differences else None
-    alpha = ALPHA / max(1, compared)
-    mean_interval = _mean_interval(differences, scales, ALPHA, prompts_only)
-    bits, bits_delta, bits_interval = _bits(text, ALPHA)
-    _, _, bits_adjusted = _bits(text, alpha)
-    return Retention(
-        mean=_mean(normalised) if differences else None,
-        delta=delta,
-        ci95=mean_interval,
-        verdict="no_difference"
-        if prompts_only
-        else _retention_verdict(study, _mean_interval(differences, scales, alpha, prompts_only), bits_adjusted),
-        bits_per_byte=bits,
-        bits_per_byte_delta=bits_delta,
-        bits_per_byte_ci95=bits_interval,
-        tasks=tasks,
-    )
-
-
-def _mean_interval(
-    differences: Sequence[stats.Scores], scales: Sequence[float], alpha: float, unchanged: bool
-) -> tuple[float, float] | None:
-    if not differences:
-        return None
-    return (0.0, 0.0) if unchanged else stats.mean_interval(differences, scales, alpha=alpha)
-
-
-def _bits(
-    text: Sequence[tuple[ItemRow, ItemRow]], alpha: float
-) -> tuple[float | None, float | None, tuple[float, float] | None]:
-    """Bits per byte after, its difference to before, and the difference's interval over texts."""
-    if not text:
-        return None, None, None
-    after = np.array([row.bits or 0.0 for row, _ in text])
-    before = np.array([row.bits or 0.0 for _, row in text])
-    lengths = np.array([float(row.bytes or 0) for row, _ in text])
-    interval = stats.ratio_interval(after - before, lengths, alpha=alpha)
-    total = float(lengths.sum())
-    return float(after.sum()) / total, float((after - before).sum()) / total, interval
-
-
-def _retention_verdict(study: Study, accuracy: tuple[float, float] | None, bits: tuple[float, float] | None) -> Verdict:
-    """Intervals here are simultaneous over the arms: retention is a family of its own."""
-    tolerance, bits_tolerance = study.forgetting_tolerance, study.bits_per_byte_tolerance
-    if (accuracy is not None and accuracy[1] < -tolerance) or (bits is not None and bits[0] > bits_tolerance):
-        return "harm"
-    if (accuracy is None or accuracy[0] > -tolerance) and (bits is None or bits[1] < bits_tolerance):
-        return "no_difference"
-    return "undecided"
+    return retention_of(study, before, after, arms=compared, prompts_only=prompts_only)
 
 
 def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDistribution]:
     before = reference.rows_of("out_of_distribution") if reference is not None and reference is not cell else {}
     results = []
     for name, rows in cell.rows_of("out_of_distribution").items():
-        accuracy = float(_scores(rows).mean())
+        accuracy = float(scores_of(rows).mean())
         results.append(
             OutOfDistribution(
                 task=name,
@@ -410,7 +332,7 @@ def _comparisons(model: str, task: str, scores: dict[str, stats.Scores]) -> list
                     ci95=stats.tango(only_a, only_b, len(scores[a])),
                     p=p,
                     p_adjusted=None,
-                    verdict=sign if p < ALPHA else "undecided",
+                    verdict=sign if p < stats.ALPHA else "undecided",
                 )
             )
     return comparisons

@@ -313,7 +313,7 @@ def report(
     plugin: Plugins = None,
     json: AsJson = False,
 ) -> None:
-    """Derive results.json and report.md from the records again, and print the table.
+    """Derive results.json, report.html and report.md from the records again, and print the table.
 
     Example: finetrap report finetrap-demo
     """

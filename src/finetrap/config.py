@@ -270,12 +270,13 @@ def make_study(values: dict[str, Any], *, where: Callable[[tuple[str | int, ...]
         raise StudyError(f"{where(error.location)}{error}") from None
 
 
-def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
+def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:
     """A study out of a YAML file, with values that the command line overrides.
 
     Raises:
         StudyError: there is no such file, it is not YAML, or it is no study; with file and line.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

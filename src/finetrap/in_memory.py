@@ -6,7 +6,6 @@ So a study made of them is planned, resumed and repeated as any other.
 import copy
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ def is_model(value: object) -> bool:
 
 
 def named_table(value: Any) -> object:
-    """The path of a pandas or `datasets` table, written once as JSON lines; of a file, from the root.
+    """The path of a pandas or `datasets` table, written once as JSON lines; a file's as it is.
 
     A number is written without a point where it is whole: pandas makes floats of whole numbers when one is missing.
 
@@ -41,9 +40,7 @@ def named_table(value: Any) -> object:
         StudyError: the table cannot be written so.
     """
     if isinstance(value, str | Path):
-        # What the study's records say stays true in another folder.
-        path = os.path.expanduser(value)
-        return os.path.abspath(path) if os.path.exists(path) else str(value)
+        return str(value)
     if value is None:
         return None
     rows = _rows(value)

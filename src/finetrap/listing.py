@@ -89,7 +89,7 @@ def _time(seconds: float) -> str:
 
 def where_to_find(results: Results, folder: Path) -> str:
     """Where report and recommended weights lie, and the Python that loads them."""
-    lines = [f"Report: {folder / 'report.md'}   Numbers: {folder / 'results.json'}"]
+    lines = [f"Report: {folder / 'report.html'} (or report.md)   Numbers: {folder / 'results.json'}"]
     store = Store(folder)
     for recommendation in results.recommendations:
         arm = recommendation.leader if recommendation.method == "undecided" else recommendation.method

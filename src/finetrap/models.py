@@ -15,6 +15,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.gguf import dequantised, read_header
 from finetrap.in_memory import shown_name
 from finetrap.presets import PRESETS, file_sha256, here
+from finetrap.quiet import quiet_libraries
 from finetrap.records import ModelRecord, digest
 
 if TYPE_CHECKING:
@@ -301,7 +302,8 @@ def _folder(source: Source) -> Path:
 @contextmanager
 def _loading(source: Source) -> Iterator[None]:
     try:
-        yield
+        with quiet_libraries():
+            yield
     except Exception as error:
         # Transformers and tokenizers raise what they please on a file that is not right, a bare Exception included.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

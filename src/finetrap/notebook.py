@@ -12,7 +12,7 @@ from typing import Any
 
 from finetrap.progress import Reporter
 from finetrap.results import Results
-from finetrap.table import COLUMNS, cells, groups, headline, legend
+from finetrap.table import Grid, arms_grid, groups, headline, legend
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -96,8 +96,7 @@ def results_html(results: Results, report: Path | None) -> str:
     for model, task, arms, recommendation in groups(results):
         parts.append(f"<p><b>{escape(headline(recommendation))}</b> {escape(task)} with {escape(model)}</p>")
         parts.append(_items([*recommendation.why, f"Next: {recommendation.next_step}"]))
-        rows = "".join(f"<tr>{_row('td', cells(arm))}</tr>" for arm in arms)
-        parts.append(f"<table><thead><tr>{_row('th', COLUMNS)}</tr></thead><tbody>{rows}</tbody></table>")
+        parts.append(_table(arms_grid(arms)))
         parts.append(f"<details><summary>What the columns mean</summary><p>{escape(legend(arms))}</p></details>")
     warned = [f"warning: {warning}" for warning in results.warnings]
     parts.append(_items([*warned, *(f"failed: {failure.trial}: {failure.error}" for failure in results.failures)]))
@@ -106,11 +105,15 @@ def results_html(results: Results, report: Path | None) -> str:
     return f"<div>{''.join(parts)}</div>"
 
 
-def _row(tag: str, texts: tuple[str, ...]) -> str:
-    sides = ("left" if column in ("arm", "verdict") else "right" for column in COLUMNS)
-    return "".join(
-        f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>' for side, text in zip(sides, texts, strict=True)
-    )
+def _table(grid: Grid) -> str:
+    sides = ["left" if column in ("arm", "verdict") else "right" for column in grid.header]
+
+    def row(tag: str, texts: tuple[str, ...]) -> str:
+        cells = zip(sides, texts, strict=True)
+        return "".join(f'<{tag} style="text-align: {side}">{escape(text)}</{tag}>' for side, text in cells)
+
+    rows = "".join(f"<tr>{row('td', texts)}</tr>" for texts in grid.rows)
+    return f"<table><thead><tr>{row('th', grid.header)}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def _items(lines: list[str]) -> str:

@@ -298,14 +298,14 @@ class Results(Record):
         return frame.drop(columns=parts)
 
     def report(self) -> Path:
-        """The report that goes with these results.
+        """The report that goes with these results, a page for a browser; report.md beside it says the same.
 
         Raises:
             StudyError: they were not made by a study in a folder.
         """
         if self._folder is None:
             raise StudyError("these results were read from a file; `finetrap report DIR` writes a study's report.")
-        return self._folder / "report.md"
+        return self._folder / "report.html"
 
     def recommend(self) -> tuple[Recommendation, ...]:
         """One recommendation a model and task."""

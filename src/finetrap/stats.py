@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm, t
 
+ALPHA = 0.05
+"""Level of tests and intervals."""
+
 Scores = NDArray[np.float64]
 """One score in [0, 1] an item."""
 

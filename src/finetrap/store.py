@@ -1,6 +1,7 @@
 """The study folder, which is the database. Nothing else writes records.
 
-    study.yaml  plan.json  looks.jsonl  results.json  report.md
+    study.yaml  plan.json  looks.jsonl  results.json  report.html  report.md  charts/
+    items/TASK--DIGEST12.jsonl.gz      what was asked: the examples of a test set
     trials/NAME--KEY/  spec.json  train_log.jsonl  training.json  artifact/  failure.json
                        PURPOSE--TASK--KEY/  rows.jsonl.gz  result.json
 
@@ -13,6 +14,7 @@ import gzip
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,7 +23,7 @@ from typing import TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from finetrap.config import Study, load_study
 from finetrap.errors import StudyError
@@ -36,9 +38,15 @@ from finetrap.records import (
     TrainingLogEntry,
     TrainingRecord,
     Trial,
+    items_digest,
+    slug,
 )
+from finetrap.task import Example
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+_EXAMPLE = TypeAdapter(Example)
 
 
 def now() -> str:
@@ -207,12 +215,7 @@ class Store:
     def training_log(self, trial: Trial) -> list[TrainingLogEntry]:
         """The steps of training."""
         path = self.trial_folder(trial) / "train_log.jsonl"
-        if not path.is_file():
-            return []
-        try:
-            return [TrainingLogEntry.model_validate_json(line) for line in path.read_bytes().splitlines()]
-        except (OSError, ValidationError) as error:
-            raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
+        return _read_lines(path, TrainingLogEntry.model_validate_json) if path.is_file() else []
 
     def begin(self, trial: Trial) -> Path:
         """Make a trial's folder, with its spec; what failed before is forgotten."""
@@ -269,12 +272,7 @@ class Store:
 
     def rows(self, trial: Trial, evaluation: Evaluation) -> list[ItemRow]:
         """The items of an evaluation that is done, in order."""
-        path = self._evaluation_folder(trial, evaluation) / "rows.jsonl.gz"
-        try:
-            lines = gzip.decompress(path.read_bytes()).splitlines()
-            return [ItemRow.model_validate_json(line) for line in lines]
-        except (OSError, EOFError, ValidationError) as error:
-            raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
+        return _read_lines(self._evaluation_folder(trial, evaluation) / "rows.jsonl.gz", ItemRow.model_validate_json)
 
     def save_evaluation(self, trial: Trial, record: EvaluationRecord, rows: Sequence[ItemRow]) -> None:
         """Keep an evaluation: the rows, then the record that says it is done."""
@@ -282,6 +280,30 @@ class Store:
         text = "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows)
         _write(folder / "rows.jsonl.gz", gzip.compress(text.encode(), mtime=0))
         _write(folder / "result.json", record.model_dump_json(indent=1))
+
+    def save_items(self, evaluation: Evaluation, examples: Sequence[Example]) -> None:
+        """Keep what an evaluation asks, so that its answers can be read when the data has gone."""
+        path = self._items_path(evaluation)
+        if not path.is_file():
+            text = b"".join(_EXAMPLE.dump_json(example) + b"\n" for example in examples)
+            _write(path, gzip.compress(text, mtime=0))
+
+    def items(self, evaluation: Evaluation) -> dict[str, Example]:
+        """What an evaluation asked, by id; empty where it was not kept.
+
+        Raises:
+            StudyError: what was kept is damaged, or is not what the evaluation asked.
+        """
+        path = self._items_path(evaluation)
+        if not path.is_file():
+            return {}
+        examples = _read_lines(path, _EXAMPLE.validate_json)
+        if items_digest(examples) != evaluation.items:
+            raise StudyError(f"{path} does not hold what was asked; delete it and run again.")
+        return {example.id: example for example in examples}
+
+    def _items_path(self, evaluation: Evaluation) -> Path:
+        return self.folder / "items" / f"{slug(evaluation.task)}--{evaluation.items[:12]}.jsonl.gz"
 
 
 def _identity(study: Study) -> str:
@@ -295,6 +317,15 @@ def _read(kind: type[R], path: Path) -> R:
         raise StudyError(
             f"{path} is damaged or of another version of finetrap ({type(error).__name__}); delete it and run again."
         ) from error
+
+
+def _read_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """A value a line."""
+    try:
+        content = path.read_bytes()
+        return [parse(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()]
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
+        raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
 
 
 def _write(path: Path, content: str | bytes) -> Path:
@@ -336,7 +367,7 @@ def _is_ours(path: Path) -> bool:
 def _take_back(folder: Path, made: Sequence[Path]) -> None:
     """Delete what a study writes before its first trial, and the folder and its parents if they were made for it."""
     for path in folder.iterdir():
-        if _is_ours(path) or path.name in ("study.yaml", "plan.json", "environments", "looks.jsonl"):
+        if _is_ours(path) or path.name in ("study.yaml", "plan.json", "environments", "looks.jsonl", "items"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in made:
         path.rmdir()

@@ -130,6 +130,7 @@ def run(
 
     with store.open(study), quiet_libraries():
         store.save_plan(prepared.plan)
+        _save_items(study, prepared)
         todo = [
             planned
             for planned in prepared.plan.planned
@@ -142,6 +143,14 @@ def run(
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
+
+
+def _save_items(study: Study, prepared: Prepared) -> None:
+    """Keep the questions whose answers the report shows."""
+    shown = (e for p in prepared.plan.planned for e in p.evaluations if e.purpose != "retention")
+    for evaluation in {e.items: e for e in shown}.values():
+        examples = test_items(study, study.task(evaluation.task), evaluation.purpose).examples
+        prepared.store.save_items(evaluation, examples)
 
 
 def _check_resources(study: Study, prepared: Prepared) -> None:
@@ -158,17 +167,19 @@ def _check_resources(study: Study, prepared: Prepared) -> None:
 
 
 def answer(study: Study, store: Store) -> Results:
-    """Derive the answer from the records, and write results.json and report.md.
+    """Derive the answer from the records, and write results.json, report.html and report.md.
 
     Raises:
         StudyError: a record is damaged, or the folder cannot be written to.
     """
+    from finetrap.page import write_page
     from finetrap.report import write_report
 
     results = build_results(study, store.plan(), store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
         write_report(results, study, store)
+        write_page(results, study, store)
     return results
 
 

@@ -1,16 +1,20 @@
-"""Results as a table for a terminal or a page of Markdown: one set of columns for both."""
+"""Results as tables, for a terminal, report.md and report.html: every cell is written here, once for all three."""
 
 import re
 from collections.abc import Sequence
 from io import StringIO
+from typing import NamedTuple, get_args
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from finetrap.results import ArmResult, Recommendation, Results
+from finetrap.scoring import Outcome
 
 COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 WORDS = {
     "gain": "gain",
@@ -23,6 +27,13 @@ WORDS = {
 }
 
 _STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
+
+
+class Grid(NamedTuple):
+    """A table's cells, as plain text."""
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
 
 
 def groups(results: Results) -> list[tuple[str, str, list[ArmResult], Recommendation]]:
@@ -136,11 +147,82 @@ def plain_table(results: Results) -> str:
     return captured.get()
 
 
-def markdown_table(arms: Sequence[ArmResult]) -> str:
-    """For a page."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    lines += [f"| {' | '.join(escape(cell) for cell in cells(arm))} |" for arm in arms]
-    return "\n".join(lines)
+def arms_grid(arms: Sequence[ArmResult]) -> Grid:
+    """The main table: an arm a row."""
+    return Grid(COLUMNS, [cells(arm) for arm in arms])
+
+
+def retention_grid(arms: Sequence[ArmResult]) -> Grid:
+    """General tasks after adapting, with their change and its interval."""
+    shown = [(arm.arm, arm.retention) for arm in arms if arm.retention is not None]
+    names = tuple(dict.fromkeys(name for _, retention in shown for name in retention.tasks))
+    rows = []
+    for arm, retention in shown:
+        tasks = [retention.tasks[name] for name in names]
+        scores = [f"{percent(t.score)} ({points(t.delta)}; {points(t.ci95[0])} to {points(t.ci95[1])})" for t in tasks]
+        bits = "-"
+        if retention.bits_per_byte is not None and retention.bits_per_byte_delta is not None:
+            bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
+        rows.append((arm, retention.verdict.replace("_", " "), *scores, bits))
+    return Grid(("arm", "verdict", *names, "bits/byte"), rows)
+
+
+def outcome_grid(arms: Sequence[ArmResult]) -> Grid:
+    """What the answers are, and accuracy by the other rule; macro-F1 of labels, matches of a JSON answer's fields."""
+    fields = sorted({field for arm in arms for field in arm.fields})
+    rows = []
+    for arm in arms:
+        other = arm.accuracy_strict if arm.accuracy_strict is not None else arm.accuracy_raw
+        rates = ["-" if rate is None else percent(rate) for rate in (other, arm.format_rate)]
+        rates += [percent(arm.macro_f1)] if arm.macro_f1 is not None else []
+        rates += [percent(arm.fields.get(field, 0.0)) for field in fields]
+        rows.append((arm.arm, *(str(arm.outcomes.get(outcome, 0)) for outcome in OUTCOMES), *rates))
+    more = [*(["macro-F1"] if arms[0].macro_f1 is not None else []), *(f"field {field}" for field in fields)]
+    second = "in the stated format, right" if arms[0].accuracy_strict is not None else "accuracy by raw likelihood"
+    return Grid(("arm", *(outcome.replace("_", " ") for outcome in OUTCOMES), second, "format rate", *more), rows)
+
+
+def out_of_distribution_grid(arms: Sequence[ArmResult]) -> Grid:
+    """Tasks that were not trained for: an arm and task a row."""
+    rows = [
+        (
+            arm.arm,
+            other.task,
+            f"{percent(other.accuracy)} ({100 * other.ci95[0]:.0f} to {100 * other.ci95[1]:.0f})",
+            "-" if other.vs_zero_shot is None else points(other.vs_zero_shot.delta),
+        )
+        for arm in arms
+        for other in arm.out_of_distribution
+    ]
+    return Grid(("arm", "task", "accuracy (95% CI)", "vs zero-shot"), rows)
+
+
+def cost_grid(arms: Sequence[ArmResult]) -> Grid:
+    """What training and a query take."""
+    rows = []
+    for arm in arms:
+        cost = arm.cost
+        rows.append(
+            (
+                arm.arm,
+                f"{cost.trainable_params:,}",
+                f"{cost.train_seconds:.0f}",
+                "-" if cost.tokens_per_second is None else f"{cost.tokens_per_second:.0f}",
+                f"{cost.eval_seconds:.0f}",
+                f"{cost.peak_memory_bytes / 2**30:.1f}",
+                f"{cost.artifact_bytes / 2**20:.1f}",
+                f"{cost.prompt_tokens_per_query:.0f}",
+                f"{cost.output_tokens_per_query:.0f}",
+            )
+        )
+    header = ("arm", "trained weights", "training s", "tokens/s", "evaluation s", "peak GiB", "artifact MiB")
+    return Grid((*header, "prompt tokens/query", "output tokens/query"), rows)
+
+
+def markdown(grid: Grid) -> str:
+    """A table for a page of Markdown."""
+    lines = [f"| {' | '.join(grid.header)} |", f"|{'---|' * len(grid.header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(escape(cell) for cell in row)} |" for row in grid.rows)])
 
 
 def escape(text: str) -> str:

@@ -88,16 +88,19 @@ class Task:
 task: Registry[Callable[..., Task]] = Registry("task", "finetrap.tasks")
 
 
-@lru_cache(maxsize=64)
 def get_task(name: str, data_dir: Path | None = None) -> Task:
     """The task called `name`; one that reads a Hub data set may find it below `data_dir`.
 
     Raises:
         StudyError: there is none; the message names the nearest.
     """
-    make = task[name]
-    made = make(data_dir) if inspect.signature(make).parameters else make()
-    plugin = task.plugin_of(name)
+    return _made(task[name], task.plugin_of(name), data_dir)
+
+
+@lru_cache(maxsize=64)
+def _made(make: Callable[..., Task], plugin: Plugin | None, data_dir: Path | None) -> Task:
+    """Made once, so that what is computed of a task is computed once."""
+    made = make(data_dir=data_dir) if "data_dir" in inspect.signature(make).parameters else make()
     return made if plugin is None else _of_plugin(made, plugin)
 
 

@@ -1,0 +1,58 @@
+"""What report.md and report.html both say about a study, beside its tables."""
+
+from typing import NamedTuple
+
+from finetrap.records import Environment, TrainingLogEntry
+from finetrap.results import ArmResult, Recommendation, Results
+from finetrap.store import Store
+from finetrap.table import groups
+
+
+class Section(NamedTuple):
+    """A model on a task."""
+
+    model: str
+    task: str
+    arms: list[ArmResult]
+    recommendation: Recommendation
+    logs: dict[str, list[TrainingLogEntry]]
+    """Of each arm that trained, the first seed's."""
+
+
+def sections(results: Results, store: Store) -> list[Section]:
+    """Every model and task that has a result."""
+    logs = {
+        (p.trial.model.label, p.trial.task, p.trial.arm): store.training_log(p.trial)
+        for p in reversed(store.plan().planned)
+    }
+    found = []
+    for model, task, arms, recommendation in groups(results):
+        mine = {arm.arm: log for arm in arms if (log := logs.get((model, task, arm.arm)))}
+        found.append(Section(model, task, arms, recommendation, mine))
+    return found
+
+
+def settings_of(arm: ArmResult) -> str:
+    """An arm's settings, and the solved examples that it was shown."""
+    settings = ", ".join(f"{key}={value}" for key, value in arm.hyperparameters.items()) or "none"
+    return settings + "".join(f"; shots of seed {seed}: {', '.join(ids)}" for seed, ids in arm.shots.items())
+
+
+def command_of(results: Results, store: Store) -> str:
+    """What repeats the study."""
+    return str(results.study["command"] or f"finetrap run {store.folder.name}/study.yaml")
+
+
+def finished(results: Results) -> str:
+    """When, and by which protocol."""
+    return f"Finished {results.study['finished']}, protocol {results.study['protocol']}."
+
+
+def machine(environment: Environment) -> str:
+    """The machine and the versions in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment.packages.items())
+    return (
+        f"{environment.processor}, {environment.cores} cores, {environment.memory_bytes / 2**30:.0f} GiB, "
+        f"{environment.system}, {environment.device} in {environment.dtype}; finetrap {environment.finetrap}"
+        f"{f' ({environment.commit})' if environment.commit else ''}, Python {environment.python}, {versions}."
+    )
