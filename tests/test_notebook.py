@@ -73,7 +73,7 @@ def ran(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
     done: set[str] = set()
-    button = threading.Thread(target=_interrupt, args=(folder, done))
+    button = threading.Thread(target=_interrupt, args=(folder, done), daemon=True)
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(finetrap.__file__).parents[1]),

@@ -6,6 +6,7 @@ It needs IPython only, not ipywidgets, and takes colours and fonts from the page
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,12 @@ class NotebookReporter(Reporter):
         }
 
 
+@dataclass
 class _Bar:
-    def __init__(self, what: str = "", total: int = 0) -> None:
-        self.what = what
-        self.total = total
-        self.done = 0
-        self.note = ""
+    what: str = ""
+    total: int = 0
+    done: int = 0
+    note: str = ""
 
     def text(self) -> str:
         return f"{self.done}/{self.total} {self.what} {self.note}".rstrip()
