@@ -255,7 +255,7 @@ def raw(content: bytes) -> Callable[[Place], list[object]]:
     (
         "unknown key of a model",
         raw(b"tasks: gsm8k\nmodels:\n - name: x\n   chatt: yes\n"),
-        "mine.yaml:4: 'models.0.chatt'",
+        "mine.yaml:4: unknown setting 'models.0.chatt'; did you mean 'chat'?",
     ),
     ("a key that is a number", lambda p: p.run("3: many\n"), "mine.yaml:3: unknown setting '3'"),
     ("a seed negative", lambda p: p.run("seeds: [-1]\n"), "not negative"),

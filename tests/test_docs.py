@@ -7,7 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -128,6 +128,24 @@ def test_code_that_a_page_names_exists(path: Path) -> None:
         if not source.is_file() or (name and not re.search(defines, source.read_text(), re.MULTILINE)):
             missing.append(f"{module}.{name}")
     assert missing == []
+
+
+def test_the_code_of_the_page_on_python_runs(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my-model").symlink_to(tiny_folder)
+    (tmp_path / "tickets.csv").symlink_to(DOCS / "tutorial" / "tickets.csv")
+    said: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.+?)^```", (DOCS / "notebook.md").read_text(), re.MULTILINE | re.DOTALL):
+        exec(code, said)
+    assert [arm.arm for arm in said["results"].arms] == ["constant", "zero_shot", "lora", "full"]
+    assert len(said["frame"]) == 4
+    assert sorted(path.name for path in tmp_path.glob("finetrap-*")) == ["finetrap-study", "finetrap-tickets"]
+    shown = capsys.readouterr()
+    assert "tickets with my-model-" in shown.out
+    assert "0 of 4 trials to run in finetrap-tickets" in shown.err
 
 
 def test_every_key_of_a_study_and_every_setting_of_a_method_has_help() -> None:

@@ -151,7 +151,12 @@ def _default(value: dict[str, Any], *, required: bool) -> str:
     return f"; default `{json.dumps(value.get('default'))}`"
 
 
-FIELDS = {"Study": "study.md", "ModelSpec": "study.md#modelspec", "Results": "results.md"}
+FIELDS = {
+    "ModelSpec": "study.md#modelspec",
+    "OwnData": "study.md#owndata",
+    "Results": "results.md",
+    "Study": "study.md",
+}
 
 
 def python_page() -> str:
@@ -159,6 +164,9 @@ def python_page() -> str:
     parts = []
     for name in finetrap.__all__:
         cls = getattr(finetrap, name)
+        if inspect.isfunction(cls):
+            parts += [f"## {name}", f"`{name}{signature(cls)}`", *_said(cls)]
+            continue
         said = docstring(cls)
         parts += [f"## {name}", prose(said.summary), *(prose(text) for text in said.body)]
         if name in FIELDS:

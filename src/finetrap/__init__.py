@@ -20,12 +20,12 @@ __all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugi
 
 _HOME = {
     "ModelSpec": "config",
+    "OwnData": "own_data",
+    "Results": "results",
     "Study": "config",
     "StudyError": "errors",
-    "OwnData": "own_data",
     "load_plugin": "registry",
     "load_study": "config",
-    "Results": "results",
 }
 
 

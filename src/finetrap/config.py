@@ -1,17 +1,17 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from finetrap.errors import StudyError, unknown
-from finetrap.in_memory import named_model
+from finetrap.in_memory import is_model, is_table, named_model
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
-from finetrap.records import Record
+from finetrap.records import Input
 from finetrap.task import Task, get_task, task
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ Keep = Literal["none", "best", "all"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-class ModelSpec(Record):
+class ModelSpec(Input):
     """A model as the user names it."""
 
-    name: str
-    """Preset, Hub id, local folder or GGUF file."""
+    name: Annotated[str, BeforeValidator(named_model)]
+    """Preset, Hub id, local folder or GGUF file; in Python also a loaded model, or (model, tokenizer)."""
     revision: str | None = None
     """Branch, tag or commit of a Hub repository."""
     chat: bool | None = None
@@ -38,25 +38,38 @@ class ModelSpec(Record):
     """Run Python code that the model's repository brings. Off unless you wrote or read that code."""
 
 
+def _names(value: object) -> object:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 def _model_specs(value: object) -> object:
-    if isinstance(value, tuple) and len(value) == 2 and _is_loaded(value[0]) and not _is_loaded(value[1]):
-        return ({"name": named_model(*value)},)  # a model and its tokenizer
-    entries = value if isinstance(value, list | tuple) else [value]
-    return tuple(_model_spec(entry) for entry in entries)
+    entries = value if isinstance(value, list | tuple) and not is_model(value) else (value,)
+    return tuple(_each("models", _model_spec, entries))
 
 
 def _model_spec(entry: object) -> object:
-    if isinstance(entry, str | Path):
-        return {"name": str(entry)}
-    return {"name": named_model(entry)} if _is_loaded(entry) else entry
+    if isinstance(entry, str | Path) or is_model(entry):
+        return ModelSpec.model_validate({"name": entry})
+    return ModelSpec.model_validate(entry)
 
 
-def _is_loaded(value: object) -> bool:
-    return hasattr(value, "save_pretrained") and hasattr(value, "forward")
+def _tasks(value: object) -> object:
+    entries = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_each("tasks", _task, entries))
 
 
-def _names(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
+def _task(entry: object) -> object:
+    if isinstance(entry, str):
+        return entry
+    return OwnData.model_validate({"train": entry} if is_table(entry) else entry)
+
+
+def _each(field: str, make: Callable[[object], object], entries: list[object] | tuple[object, ...]) -> Iterator[object]:
+    for index, entry in enumerate(entries):
+        try:
+            yield make(entry)
+        except StudyError as error:
+            raise error.within(field, index) from None
 
 
 def _seeds(value: object) -> object:
@@ -64,21 +77,16 @@ def _seeds(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-_DATA = "own data"
-TaskEntry = Annotated[
-    Annotated[str, Tag("name")] | Annotated[OwnData, Tag(_DATA)],
-    Discriminator(lambda entry: "name" if isinstance(entry, str) else _DATA),
-]
 
 
-class Study(Record):
+class Study(Input):
     """Models x tasks x arms x seeds, and how they are compared."""
 
     name: str = Field(default="study", min_length=1, max_length=100)
     """Also names the folder: finetrap-NAME."""
     models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
     """Presets, Hub ids, local folders or GGUF files; in Python also a loaded model, or (model, tokenizer)."""
-    tasks: Annotated[tuple[TaskEntry, ...], BeforeValidator(_names)] = Field(min_length=1)
+    tasks: Annotated[tuple[str | OwnData, ...], BeforeValidator(_tasks)] = Field(min_length=1)
     """What the models are adapted to and tested on: names of `finetrap tasks`, or data of one's own."""
     data_dir: Path | None = None
     """Folder with copies of Hub data sets, as ORG/NAME or NAME below it."""
@@ -221,15 +229,25 @@ class Study(Record):
             arms.append(arm)
         return tuple(arms)
 
-    def run(self, folder: str | Path | None = None) -> "Results":
+    def run(self, folder: str | Path | None = None, *, progress: bool = True) -> "Results":
         """Run all that is missing in `folder` (default: finetrap-NAME here) and answer.
+
+        `progress` is shown as a terminal or a notebook can show it, and elsewhere as a line a trial on stderr. What an
+        interrupt leaves is kept, and the same call goes on from there.
 
         Raises:
             StudyError: the input is wrong; nothing is half-written.
         """
+        from finetrap.progress import Reporter, reporter_here
         from finetrap.study import run
 
-        return run(self, Path(folder) if folder else self.default_folder())
+        folder = Path(folder) if folder else self.default_folder()
+        reporter = reporter_here() if progress else Reporter()
+        try:
+            return run(self, folder, reporter=reporter)
+        except KeyboardInterrupt:
+            reporter.say(f"interrupted. What is finished is kept in {folder}; the same call goes on from there.")
+            raise
 
     def default_folder(self) -> Path:
         """finetrap-NAME, in the current folder."""
@@ -246,30 +264,19 @@ def make_study(values: dict[str, Any], *, where: Callable[[tuple[str | int, ...]
     Raises:
         StudyError: a key is unknown, or a value is missing or wrong.
     """
-    for key in values:
-        if key not in Study.model_fields:
-            place = where((key,))
-            raise StudyError(f"{place}{unknown('setting', str(key), Study.model_fields)}")
     try:
         return Study.model_validate(values)
     except StudyError as error:
         raise StudyError(f"{where(error.location)}{error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(part for part in first["loc"] if part != _DATA)
-        place = where(location)
-        name = ".".join(map(str, location))
-        if first["type"] == "missing":
-            raise StudyError(f"{place}'{name}' is missing.") from None
-        raise StudyError(f"{place}'{name}': {first['msg'].lower()}, got {first['input']!r}.") from None
 
 
-def load_study(path: Path, overrides: dict[str, Any] | None = None) -> Study:
+def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:
     """A study out of a YAML file, with values that the command line overrides.
 
     Raises:
         StudyError: there is no such file, it is not YAML, or it is no study; with file and line.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

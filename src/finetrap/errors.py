@@ -18,6 +18,13 @@ class StudyError(Exception):
         self.location = location
         return self
 
+    def within(self, *outer: str | int) -> "StudyError":
+        """The same error of a value that stands in another."""
+        name = ".".join(map(str, self.location))
+        place = ".".join(map(str, outer))
+        text = str(self).replace(f"'{name}'", f"'{place}.{name}'", 1) if name else f"'{place}': {self}"
+        return StudyError(text).at(*outer, *self.location)
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> StudyError:
     """The error for a name that does not exist, with the nearest one that does."""

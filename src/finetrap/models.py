@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from finetrap.config import DType, ModelSpec
 from finetrap.errors import StudyError, unknown
 from finetrap.gguf import dequantised, read_header
+from finetrap.in_memory import shown_name
 from finetrap.presets import PRESETS, file_sha256, here
 from finetrap.quiet import quiet_libraries
 from finetrap.records import ModelRecord, digest
@@ -63,7 +64,8 @@ def find(spec: ModelSpec) -> Source:
         path = preset.gguf
     elif preset is not None or not os.path.exists(path):
         path, revision = _from_hub(spec)
-    record = _gguf_record(spec.name, path) if path.is_file() else _folder_record(spec.name, path)
+    name = shown_name(spec.name)
+    record = _gguf_record(name, path) if path.is_file() else _folder_record(name, path)
     if spec.revision is not None and revision is None:
         raise StudyError(f"--revision names a commit of a Hub repository, and '{spec.name}' is on this machine.")
     known = preset or next((p for p in PRESETS.values() if p.hub == spec.name and p.package is None), None)

@@ -7,12 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from finetrap.duplicates import carve
 from finetrap.errors import StudyError
 from finetrap.in_memory import named_table
-from finetrap.records import Record, digest, slug
+from finetrap.records import Input, digest, slug
 from finetrap.rows import Row, read_rows
 from finetrap.scoring import AnswerError, make_scorer, scorer
 from finetrap.task import Example, Kind, Split, Task, Turn, task
@@ -25,7 +25,7 @@ CHAT_FIELD = "messages"
 _CHOICE_TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
-class OwnData(Record):
+class OwnData(Input):
     """Rows of one's own as a task: files (.jsonl, .csv, .parquet), a data set of the Hub, or a table in memory."""
 
     train: Annotated[str, BeforeValidator(named_table)]
@@ -84,10 +84,9 @@ def make_own_data(values: dict[str, Any]) -> OwnData:
         values = {**values, "prompt_template": values["prompt_template"].replace("\\n", "\n")}
     try:
         return OwnData.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]).replace("_", "-")
-        raise StudyError(f"--{name}: {first['msg'].lower()}, got {first['input']!r}.") from None
+    except StudyError as error:
+        name = "".join(map(str, error.location[:1]))
+        raise StudyError(str(error).replace(f"'{name}'", f"--{name.replace('_', '-')}", 1)) from None
 
 
 class Parsed(NamedTuple):

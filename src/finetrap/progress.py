@@ -1,5 +1,6 @@
-"""What a person sees while a study runs: bars in a terminal, plain lines elsewhere."""
+"""What a person sees while a study runs: bars in a terminal or a notebook, plain lines elsewhere."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,7 +50,8 @@ class TerminalReporter(Reporter):
         self._what = ""
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        # Not folded: a pipe or a file has no width of its own, and rich takes 80 columns.
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def trials(self, total: int) -> Iterator[None]:
@@ -88,3 +90,18 @@ class TerminalReporter(Reporter):
     def advance(self, done: int, note: str = "") -> None:
         if self._bars is not None and self._stage is not None:
             self._bars.update(self._stage, advance=done, description=f"  {self._what} {note}".rstrip())
+
+
+def reporter_here() -> Reporter:
+    """Bars where they can be shown, a line a trial elsewhere; on stderr, but for a notebook, which reddens that."""
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        from finetrap.notebook import NotebookReporter
+
+        with warnings.catch_warnings():
+            # Without ipywidgets tqdm, which Transformers imports, warns of bars that nobody will see.
+            warnings.simplefilter("ignore")
+            import tqdm.auto  # noqa: F401
+
+        return NotebookReporter()
+    return TerminalReporter(console)

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from finetrap.errors import StudyError, unknown
 from finetrap.scoring import Outcome
 from finetrap.task import Example, Kind
 
@@ -22,6 +23,29 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Input(Record):
+    """What a user writes, in a file or in Python: what is wrong with it is a StudyError that says where."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _said_in_one_line(cls, values: Any, validate: Callable[[Any], "Input"]) -> "Input":
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                raise unknown("setting", str(key), cls.model_fields).at(key)
+        try:
+            return validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        seen = " ".join(repr(first["input"]).split())
+        seen = seen if len(seen) <= 80 else f"{seen[:80]}..."
+        if not name:
+            raise StudyError(f"expected the settings of {cls.__name__}, got {seen}.")
+        if first["type"] == "missing":
+            raise StudyError(f"'{name}' is missing.").at(*first["loc"])
+        raise StudyError(f"'{name}': {first['msg'].lower()}, got {seen}.").at(*first["loc"])
 
 
 def digest(value: object) -> str:
@@ -45,7 +69,7 @@ class ModelRecord(Record):
     """The model that a study starts from."""
 
     name: str
-    """As the user named it: a preset, Hub id, folder or GGUF file."""
+    """As the user named it: a preset, Hub id, folder or GGUF file; of a model in memory its name and a hash."""
     fingerprint: str
     """SHA-256 of its weights, configuration and tokenizer."""
     quantisation: str | None

@@ -141,7 +141,7 @@ class Registry(Generic[Made]):
             del self._plugins[name], self._entries[name]
 
 
-def load_plugin(path: Path) -> Plugin:
+def load_plugin(path: str | Path) -> Plugin:
     """Run a Python file that registers methods, tasks or scorers.
 
     It is code: only the command line and a Python caller name it, never a study file or data.
@@ -153,6 +153,7 @@ def load_plugin(path: Path) -> Plugin:
     import finetrap.scoring
     import finetrap.task  # noqa: F401  # each makes a registry
 
+    path = Path(path)
     if path.suffix != ".py" or not path.is_file():
         raise StudyError(f"there is no plugin {path}; name a Python file.")
     plugin = Plugin(path.resolve(), hashlib.sha256(path.read_bytes()).hexdigest())

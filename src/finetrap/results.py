@@ -4,8 +4,10 @@ All scores, rates and differences are fractions. A delta is adapted minus untouc
 compute is null.
 """
 
+from collections.abc import Iterator
+from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr
 
@@ -248,6 +250,24 @@ class Results(Record):
     """What a reader has to know before trusting a number."""
     _folder: Path | None = PrivateAttr(default=None)
 
+    def __repr__(self) -> str:
+        # All of it is to_json(); this is what a person reads at a prompt.
+        from finetrap.table import groups, headline
+
+        answers = [
+            f"{task} with {model}: {', '.join(arm.arm for arm in arms)}. {headline(recommendation)}"
+            for model, task, arms, recommendation in groups(self)
+        ]
+        return f"<Results of {self.study.get('name')}: {' '.join(answers)}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        from finetrap.notebook import results_html
+
+        return results_html(self, self.report() if self._folder else None)
+
     def within(self, folder: Path) -> "Results":
         """The same, knowing the study's folder."""
         self._folder = folder
@@ -269,10 +289,13 @@ class Results(Record):
         return plain_table(self)
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """One row an arm."""
+        """One row an arm; a column for each number or text, `cost.train_seconds` by name, intervals as low and high."""
         import pandas
 
-        return pandas.json_normalize([arm.model_dump(mode="json") for arm in self.arms])
+        frame = pandas.DataFrame([dict(_flat("", arm.model_dump(mode="json"))) for arm in self.arms])
+        # Where one arm lacks a part that another has, the part's own name is left, and empty.
+        parts = [name for name in frame if any(str(other).startswith(f"{name}.") for other in frame)]
+        return frame.drop(columns=parts)
 
     def report(self) -> Path:
         """The report that goes with these results, a page for a browser; report.md beside it says the same.
@@ -287,3 +310,20 @@ class Results(Record):
     def recommend(self) -> tuple[Recommendation, ...]:
         """One recommendation a model and task."""
         return self.recommendations
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What stands in a record, by dotted name."""
+    if name == "outcomes":
+        value = {**dict.fromkeys(get_args(Outcome), 0), **value}
+    if isinstance(value, list) and "ci95" in name:
+        value = dict(zip(("low", "high"), value, strict=True))
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {record["task"]: record for record in value}
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, list):
+        yield name, ", ".join(map(str, value))
+    else:
+        yield name, nan if value is None else value
