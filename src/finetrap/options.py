@@ -1,0 +1,65 @@
+"""What commands have in common: the options that more than one of them takes, with their help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        help="METHOD, METHOD:setting=value, NAME=METHOD:... or NAME=PATH of a checkpoint of yours; again for more. "
+        "`default` is the six. constant and zero_shot are always there.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the records. Default: finetrap-NAME here.")]
+LimitTrain = Annotated[int | None, typer.Option(help="Training examples at most.")]
+LimitTest = Annotated[
+    int | None, typer.Option(help="Test examples at most; raising it re-uses the weights that are kept.")
+]
+Seeds = Annotated[int | None, typer.Option(help="How many seeds.", min=1)]
+LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DTypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Precision of compute and of stored weights.")
+]
+KeepOption = Annotated[
+    Literal["none", "best", "all"] | None,
+    typer.Option(help="Weights to keep; best: adapters, and the recommended full model."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
+
+
+def _load_plugins(paths: list[Path] | None) -> list[Path] | None:
+    from finetrap.registry import load_plugin
+
+    for path in paths or ():
+        load_plugin(path)
+    return paths
+
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="Python file with methods, tasks or scorers of yours; it is run. Again for more.",
+        callback=_load_plugins,
+        is_eager=True,
+    ),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with copies of Hub data sets (ORG/NAME or NAME).")]
+TestData = Annotated[str | None, typer.Option("--test", help="Test rows, likewise. Default: a fifth of train.")]
+PromptField = Annotated[str | None, typer.Option(help="Column of the question. Default: prompt, or messages (chat).")]
+AnswerField = Annotated[str | None, typer.Option(help="Column of the answer. Default: answer, or the last turn.")]
+CompletionField = Annotated[str | None, typer.Option(help="Column of the text to train on. Default: the answer.")]
+ChoicesField = Annotated[str | None, typer.Option(help="Column of the choices: makes it multiple choice.")]
+PromptTemplate = Annotated[str | None, typer.Option(help="What is asked; {prompt} is the question, \\n a new line.")]
+System = Annotated[str | None, typer.Option(help="System message in front of every question.")]
+Score = Annotated[
+    str | None, typer.Option(help="exact (default), number, label, json, contains, regex:PATTERN or a plugin's.")
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Tokens of an answer at most.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
