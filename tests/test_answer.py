@@ -14,6 +14,7 @@ from finetrap.records import (
     ModelRecord,
     Plan,
     Planned,
+    TaskRecord,
     TrainingRecord,
     Trial,
 )
@@ -139,9 +140,24 @@ class Records:
             self.store.save_training(trial, training, [])
         self.planned.append(Planned(trial=trial, evaluations=tuple(rows)))
 
-    def results(self, **settings: object) -> Results:
+    def results(self, *, states_format: bool = True, **settings: object) -> Results:
         study = Study.model_validate({"models": "m", "tasks": "gsm8k", **settings})
-        plan = Plan(command=None, environment=ENVIRONMENT, dropped_train_rows={}, planned=tuple(self.planned))
+        plan = Plan(
+            command=None,
+            environment=ENVIRONMENT,
+            dropped_train_rows={},
+            planned=tuple(self.planned),
+            tasks={
+                "gsm8k": TaskRecord(
+                    rule="rule",
+                    states_format=states_format,
+                    train=9,
+                    validation=9,
+                    test_available=1319,
+                    test_carved=False,
+                )
+            },
+        )
         return build_results(study, plan, self.store)
 
 
@@ -190,6 +206,17 @@ def test_a_gain_in_the_stated_format_only_is_no_gain(records: Records) -> None:
     gained = [row.model_copy(update={"anywhere": i < 120}) for i, row in enumerate(_target_rows(_first(180)))]
     records.add("formatter", "lora", gained)
     assert _verdict(records.results(), "formatter") == "format_only"
+
+
+def test_where_no_format_is_taught_a_gain_needs_none(records: Records) -> None:
+    n = 400
+    records.add("constant", "constant", _target_rows([False] * n))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(60), strict=_first(20)))
+    records.add("solver", "lora", _target_rows(_first(300), strict=[False] * n))
+    assert _verdict(records.results(), "solver") == "format_only"
+    results = records.results(states_format=False)
+    assert _verdict(results, "solver") == "gain"
+    assert (_arm(results, "solver").accuracy_strict, _arm(results, "solver").format_rate) == (None, None)
 
 
 def test_where_nothing_beats_the_trivial_answer_it_is_the_floor(records: Records) -> None:

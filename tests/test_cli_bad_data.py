@@ -203,7 +203,7 @@ TWO = ["fire", "water"]
     ("too few rows", of("mine.csv", rows(5)), "mine.csv has 5 rows, and where near-duplicates stay together"),
     (
         "rows all alike",
-        of("mine.csv", [{"prompt": f"What is {i} plus {i}?", "answer": 2 * i} for i in range(200)]),
+        of("mine.csv", [{"prompt": "What is 1 plus 1?", "answer": 2} for _ in range(200)]),
         "where near-duplicates stay together",
     ),
     ("too few test rows", a_small_test_set, "test.csv has 9 rows: fewer than 10 test items cannot show anything"),

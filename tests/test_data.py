@@ -17,7 +17,7 @@ from finetrap.data import (
     load_test,
     sealed,
 )
-from finetrap.duplicates import NEAR_DUPLICATE, clusters, normalise, sample
+from finetrap.duplicates import NEAR_DUPLICATE, carve, clusters, normalise, sample
 from finetrap.errors import StudyError
 from finetrap.scoring import number_of
 from finetrap.task import Example, Task, get_task
@@ -167,6 +167,22 @@ def test_exactly_the_near_duplicates_and_what_they_reach_share_a_cluster(texts):
         joined = reached[a] | reached[b]
         reached.update(dict.fromkeys(joined, joined))
     assert sorted(map(sorted, groups)) == sorted(map(sorted, {frozenset(group) for group in reached.values()}))
+
+
+@given(st.integers(2, 12), st.floats(0, 1), st.text(max_size=3))
+def test_neither_side_of_a_cut_is_empty(count, share, salt):
+    kept, cut = carve(questions(*(f"{word} {word} {word}" for word in "abcdefghijkl"[:count])), share, salt)
+    assert kept
+    assert cut
+    assert len(kept) + len(cut) == count
+
+
+def test_what_most_questions_share_does_not_make_them_alike():
+    texts = [
+        f"Below is an instruction that describes a task, answer it: {word * 5}" for word in "abcdefghijklmnopqrstuvwxyz"
+    ]
+    assert len(clusters(questions(*texts))) == 26
+    assert len(clusters(questions(*texts, *texts))) == 26
 
 
 # --- shots -----------------------------------------------------------------------------------------------------------

@@ -115,6 +115,26 @@ def test_a_choice_s_text_counts_before_its_index(tmp_path: Path) -> None:
     assert first_of(tmp_path, row, choices_field="options").gold == "1"
 
 
+def test_numbers_that_answer_choices_of_text_are_indices(tmp_path: Path) -> None:
+    row = {"prompt": "4!?", "answer": 2, "options": ["8", "2", "24", "120"]}
+    assert first_of(tmp_path, row, choices_field="options").reference == "24"
+
+
+def test_a_column_names_its_choices_in_one_way(tmp_path: Path) -> None:
+    values = rows(20, ["2", "0"], options=["8", "2", "24", "120"])
+    golds = [
+        p.example.gold
+        for p in parse(OwnData(train=write(tmp_path / "a.csv", values), choices_field="options"), "train")
+    ]
+    # "0" is no choice's text, so that the "2" of other rows is an index too.
+    assert golds == ["2", "0"] * 10
+
+
+def test_conversations_with_choices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="conversations have no choices"):
+        task_of(tmp_path, [{**row, "options": CHOICES} for row in chat_rows(60)], choices_field="options")
+
+
 @pytest.mark.parametrize(("labels", "answer"), [(["A", "B", "C"], "C"), (["1", "2", "3"], "3"), ([1, 2, 3], 3)])
 def test_choices_may_be_written_as_arc_writes_them(tmp_path: Path, labels: list[object], answer: object) -> None:
     row = {"prompt": "Hard?", "choices": {"text": CHOICES, "label": labels}, "answerKey": answer}
@@ -257,6 +277,45 @@ def test_by_default_the_prompt_states_the_form_of_the_answer(
 def test_where_a_solution_is_taught_the_prompt_asks_for_nothing_else(tmp_path: Path) -> None:
     task = task_of(tmp_path, rows(60, ["1"], why="so 1"), completion_field="why", score="number")
     assert task.prompt("Why?") == "Why?"
+
+
+@pytest.mark.parametrize(("why", "states"), [("so it is 1", False), ("so it is\n#### 1", True), (None, True)])
+def test_the_strict_rule_counts_where_the_references_follow_it(tmp_path: Path, why: str | None, states: bool) -> None:
+    settings = {"completion_field": "why"} if why else {}
+    task = task_of(tmp_path, rows(60, ["1"], why=why or "-"), score="number", **settings)
+    assert task.states_format == states
+
+
+def test_turns_in_the_prompt_s_column_are_a_conversation(tmp_path: Path) -> None:
+    values = [{"prompt": row["messages"]} for row in chat_rows(60)]
+    assert all(example.turns for example in all_of(task_of(tmp_path, values)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        chat_rows(150, "You are a helpful assistant of a shop that sells lamps. " * 5),
+        [
+            {
+                "prompt": f"Below is an instruction. Write a response that completes it well.\n{question(i)}",
+                "answer": "a",
+            }
+            for i in range(150)
+        ],
+        [{"prompt": f"What is {i} plus {7 * i}?", "answer": str(8 * i)} for i in range(150)],
+        [
+            {"prompt": "Which of these is true?", "answer": "A", "options": [question(i), question(-i - 1)]}
+            for i in range(150)
+        ],
+    ],
+    ids=["system_message", "instructions", "arithmetic", "common_stem"],
+)
+def test_what_all_rows_share_does_not_make_them_alike(tmp_path: Path, values: list[dict[str, Any]]) -> None:
+    settings = {"choices_field": "options"} if "options" in values[0] else {}
+    splits = load_splits(task := task_of(tmp_path, values, **settings))
+    assert 15 <= len(load_test(task).examples) <= 50
+    assert 5 <= len(splits.validation) <= 30
+    assert not splits.dropped
 
 
 def test_a_new_line_of_a_shell_is_one(tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ def test_a_plugin_that_is_no_python_file_is_told(capsys: pytest.CaptureFixture[s
 METHOD = "@method\ndef mine(): {}\n"
 TASK = "@task\ndef mine(): {}\n"
 SCORER = "@scorer\ndef mine(answers): {}\n"
+OWN = ["--train", "mine.csv", "--score", "mine"]
 TASK_OF = "return Task('mine', 'x', 'generate', 'MIT', lambda split: {})"
 
 
@@ -313,6 +314,8 @@ TASK_OF = "return Task('mine', 'x', 'generate', 'MIT', lambda split: {})"
         (TASK.format("pass"), ["--task", "mine"], "the task 'mine' returns NoneType, and has to return a Task"),
         (TASK.format(TASK_OF.format("1 / 0")), ["--task", "mine"], "mine.py:5 raised ZeroDivisionError"),
         (SCORER.format("return 1 / 0"), ["--train", "mine.csv", "--score", "mine"], "mine.py:5 raised ZeroDivision"),
+        (SCORER.format("return Scorer(lambda text, gold: 1 / 0, rule='none')"), OWN, "mine.py:5 raised ZeroDivision"),
+        (SCORER.format("return Scorer(lambda text, gold: text == gold, rule='none')"), OWN, "has to return a Verdict"),
         (SCORER.format("pass"), ["--train", "mine.csv", "--score", "mine"], "the scorer 'mine' returns NoneType"),
     ],
 )
@@ -349,7 +352,8 @@ def test_what_a_plugin_raises_in_a_trial_fails_that_trial(capsys: pytest.Capture
 def test_a_scorer_that_raises_on_an_output_fails_the_trials_and_says_where(
     capsys: pytest.CaptureFixture[str], place: Place
 ) -> None:
-    plugin_at(place.folder, HEAD + SCORER.format("return Scorer(lambda text, gold: 1 / 0, rule='none')"))
+    raises = "return Scorer(lambda text, gold: Verdict(gold, *[True] * 4) if text == gold else 1 / 0, rule='none')"
+    plugin_at(place.folder, HEAD + SCORER.format(raises))
     write(place.folder / "mine.csv", rows(60))
     arguments = place.own("mine.csv", "--score", "mine", "--arm", "zero_shot", "--max-new-tokens", 4, "--out", "out")
     done = called(capsys, *arguments, "--plugin", "mine.py")

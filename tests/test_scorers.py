@@ -39,7 +39,7 @@ CASES = [
     ("label", "spam", "Spam.", ("spam", True, False, True, False)),
     ("label", "spam", "This is not spam", ("not spam", False, False, False, False)),
     ("label", "not spam", "This is not spam", ("not spam", True, False, True, False)),
-    ("label", "spam", "spam or not spam?", (None, False, False, True, False)),
+    ("label", "spam", "spam or not spam?", (None, False, False, False, False)),
     ("label", "spam", "spammer", (None, False, False, False, False)),
     ("json", '{"a": 1}', '{"a": 1.0}', ('{"a": 1.0}', True, True, True, True)),
     ("json", '{"a": 1}', '```json\n{"a": 1}\n```', ('{"a": 1}', True, False, True, False)),
@@ -68,6 +68,13 @@ def test_each_field_of_a_json_answer_is_told() -> None:
     )
     assert dict(verdict.parts) == {"city": True, "rooms": False, "tags": True}
     assert not verdict.correct
+
+
+def test_an_answer_that_repeats_all_labels_names_none_of_them() -> None:
+    # The default prompt lists them; a model that echoes it has not answered.
+    score = make_scorer("label", ["a", "b", "c"]).score
+    assert not score("one of a, b, c", "b").anywhere
+    assert score("a or b", "b").anywhere
 
 
 def test_every_scorer_is_among_the_specs_that_are_tested() -> None:

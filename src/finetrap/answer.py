@@ -34,11 +34,17 @@ TRUNCATED_WARNING = 0.05
 class _Cell:
     """The done trials of one arm on one model and task, and their rows."""
 
-    def __init__(self, planned: Sequence[Planned], store: Store) -> None:
+    def __init__(self, planned: Sequence[Planned], store: Store, task: TaskRecord | None) -> None:
         self.store = store
+        self.task = task
         self.planned = [p for p in planned if store.evaluation(p.trial, _target(p)) is not None]
         self.trial = planned[0].trial
         self.target = [store.rows(p.trial, _target(p)) for p in self.planned]
+
+    @property
+    def states_format(self) -> bool:
+        """Whether the strict rule says something: not of choices, nor where a format is neither asked nor taught."""
+        return self.first[0].strict is not None and (self.task is None or self.task.states_format)
 
     @property
     def first(self) -> list[ItemRow]:
@@ -69,10 +75,10 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         for planned in plan.planned:
             if (planned.trial.model.label, planned.trial.task) == (model, task):
                 cells.setdefault(planned.trial.arm, []).append(planned)
-        done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store)).planned}
+        done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store, plan.tasks.get(task))).planned}
         if not done:
             continue
-        group = _arm_results(study, done, plan.tasks.get(task))
+        group = _arm_results(study, done)
         scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
@@ -120,6 +126,11 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{name}: no test set was given; {facts.test_available} rows were cut from train as one, "
                 f"near-duplicates kept together. Questions of another source may be harder."
             )
+        if facts.near_overlap:
+            warnings.append(
+                f"{name}: {facts.near_overlap} of {facts.test_available} test items differ little from a train row, "
+                f"which flatters what was trained."
+            )
     for task, count in plan.dropped_train_rows.items():
         if count:
             warnings.append(f"{task}: {count} train rows stand in test; they were left out of train.")
@@ -145,11 +156,11 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
     return warnings
 
 
-def _arm_results(study: Study, cells: dict[str, _Cell], task: TaskRecord | None) -> list[ArmResult]:
+def _arm_results(study: Study, cells: dict[str, _Cell]) -> list[ArmResult]:
     versus = _versus_zero_shot(study, cells)
     reference = cells.get("zero_shot")
     compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
-    return [_arm_result(study, cell, reference, versus.get(arm), compared, task) for arm, cell in cells.items()]
+    return [_arm_result(study, cell, reference, versus.get(arm), compared) for arm, cell in cells.items()]
 
 
 def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, VersusZeroShot]:
@@ -200,7 +211,7 @@ def _verdict(
     if artifact.p_adjusted < stats.ALPHA:
         if artifact.delta < 0 and not zero_is_above:
             return "floor"
-        if not _same_sign_by_every_rule(cell.first, zero.first, artifact.delta):
+        if not _same_sign_by_every_rule(cell, zero, artifact.delta):
             return "format_only"
         return "gain" if artifact.delta > 0 else "harm"
     only_a, only_b = stats.discordant(arm, reference)
@@ -210,12 +221,12 @@ def _verdict(
     return "ceiling" if 1 - reference.mean() < artifact.mde else "undecided"
 
 
-def _same_sign_by_every_rule(rows: Sequence[ItemRow], zero: Sequence[ItemRow], delta: float) -> bool:
+def _same_sign_by_every_rule(cell: _Cell, zero: _Cell, delta: float) -> bool:
     """A difference in generated answers has to be there strictly and anywhere too, else a format was learned."""
-    if rows[0].strict is None:
+    if cell.first[0].strict is None:
         return True
-    rules = ("strict", "anywhere")
-    return all(float((scores_of(rows, r) - scores_of(zero, r)).sum()) * delta > 0 for r in rules)
+    rules = ("strict", "anywhere") if cell.states_format else ("anywhere",)
+    return all(float((scores_of(cell.first, r) - scores_of(zero.first, r)).sum()) * delta > 0 for r in rules)
 
 
 def _arm_result(
@@ -224,13 +235,11 @@ def _arm_result(
     reference: _Cell | None,
     versus: VersusZeroShot | None,
     compared: int,
-    task: TaskRecord | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
     counts = Counter(row.outcome for row in every if row.outcome is not None)
     trainings = {p.trial.seed: r for p in cell.planned if (r := cell.store.training(p.trial)) is not None}
-    generates = every[0].strict is not None
     return ArmResult(
         arm=trial.arm,
         method=trial.method,
@@ -242,14 +251,14 @@ def _arm_result(
         n_test=len(cell.first),
         accuracy=accuracy,
         ci95=stats.wilson(accuracy, len(cell.first)),
-        accuracy_strict=float(np.mean([row.strict for row in every])) if generates else None,
-        accuracy_raw=None if generates else float(np.mean([row.raw for row in every])),
-        format_rate=float(np.mean([row.formatted for row in every])) if generates else None,
+        accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
+        accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
+        format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,
         macro_f1=mean([stats.macro_f1([(r.gold, r.extracted) for r in rows]) for rows in cell.target])
-        if task is not None and task.classes
+        if cell.task is not None and cell.task.classes
         else None,
         fields=_fields(every),
-        rule=task.rule if task is not None else "",
+        rule=cell.task.rule if cell.task is not None else "",
         vs_zero_shot=versus,
         retention=_retention(study, cell, reference, compared),
         out_of_distribution=tuple(_out_of_distribution(cell, reference)),

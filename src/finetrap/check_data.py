@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetrap.data import Encoder, load_splits, load_test
-from finetrap.duplicates import clusters, normalise
+from finetrap.data import Encoder, draw_shots, load_splits, load_test
+from finetrap.duplicates import clusters, near_overlap, normalise
 from finetrap.errors import StudyError
+from finetrap.method import build, default_settings
 from finetrap.own_data import OwnData, own_task, parse
 from finetrap.presets import EMBEDDED, PRESETS, here
 from finetrap.records import Record
@@ -176,7 +177,9 @@ def check(data: OwnData, *, model: str | None = None, data_dir: Path | None = No
             problems.append(str(error))
     duplicates, conflicts = _duplicates(good["train"])
     near = len(good["train"]) - len(clusters(good["train"])) - duplicates
-    overlap, near_overlap = _overlap(good["train"], good.get("test", []))
+    test = good.get("test", [])
+    asked = {normalise(example.asked) for example in test}
+    tokens = _tokens(task, model, problems) if task is not None else None
     answers = Counter(e.choices[int(e.gold)] if e.choices else e.gold for e in good["train"])
     return DataReport(
         source=data.train,
@@ -188,11 +191,11 @@ def check(data: OwnData, *, model: str | None = None, data_dir: Path | None = No
         duplicates=duplicates,
         conflicts=conflicts,
         near_duplicates=near,
-        overlap=overlap,
-        near_overlap=near_overlap,
+        overlap=sum(normalise(example.asked) in asked for example in good["train"]),
+        near_overlap=near_overlap(good["train"], test),
         labels=dict(answers.most_common()) if len(answers) <= MOST_LABELS else {},
         taught_wrong=_taught_wrong(task) if task is not None else 0,
-        tokens=_tokens(task, model) if task is not None else None,
+        tokens=tokens,
     )
 
 
@@ -208,26 +211,14 @@ def _duplicates(examples: Sequence[Example]) -> tuple[int, int]:
     return duplicates, conflicts
 
 
-def _overlap(train: Sequence[Example], test: Sequence[Example]) -> tuple[int, int]:
-    """Train rows whose question stands in test, and test rows near to another train row."""
-    asked = {normalise(example.asked) for example in test}
-    kept = [example for example in train if normalise(example.asked) not in asked]
-    ids = {example.id for example in test}
-    near = sum(
-        sum(e.id in ids for e in cluster)
-        for cluster in (clusters([*kept, *test]) if test else [])
-        if any(e.id not in ids for e in cluster)
-    )
-    return len(train) - len(kept), near
-
-
 def _taught_wrong(task: Task) -> int:
     score, splits = task.score, load_splits(task)
     taught = (*splits.carved, *splits.validation) if score is not None else ()
     return sum(score is not None and not score(e.reference, e.gold).correct for e in taught)
 
 
-def _tokens(task: Task, model: str | None) -> Tokens | None:
+def _tokens(task: Task, model: str | None, problems: list[str]) -> Tokens | None:
+    """Lengths in a model's tokens; prompts that it cannot read join the `problems`."""
     if model is None and not here(PRESETS[EMBEDDED]):
         return None
     from finetrap.config import ModelSpec
@@ -236,6 +227,12 @@ def _tokens(task: Task, model: str | None) -> Tokens | None:
     source = find(ModelSpec(name=model or EMBEDDED))
     reader = load_reader(source)
     encoder = Encoder(reader.tokenizer, task, chat=source.record.chat)
+    for shots in (0, build("few_shot", default_settings("few_shot")).shots):
+        try:
+            solved = draw_shots(load_splits(task), shots, 0)
+            encoder.check_fits(load_test(task).examples, solved, limit=reader.context, model=source.record.name)
+        except StudyError as error:
+            problems.append(f"with {shots} shots: {error}")
     return _token_lengths(encoder, reader, source.record.name)
 
 

@@ -10,6 +10,10 @@ from finetrap.task import Example
 
 NEAR_DUPLICATE = 0.6
 """Jaccard similarity of word trigrams, numbers masked, from which two questions count as one."""
+BOILERPLATE_SHARE = 0.2
+"""Of the questions: a trigram in more of them (and in more than `BOILERPLATE_LEAST`) belongs to a template or to
+instructions that all have, and tells nothing of likeness."""
+BOILERPLATE_LEAST = 20
 
 
 def _uniform(text: str) -> float:
@@ -22,12 +26,30 @@ def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...
 
 
 def carve(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Example], list[Example]]:
-    """What is kept, and about `share` of it cut off; near-duplicates stay on one side."""
-    kept: list[Example] = []
-    cut: list[Example] = []
-    for cluster in clusters(examples):
-        (cut if _uniform(f"{salt} {cluster[0].id}") < share else kept).extend(cluster)
-    return kept, cut
+    """What is kept, and about `share` of it cut off; near-duplicates stay on one side.
+
+    Neither is empty where there are two that are not alike.
+    """
+    groups = {_uniform(f"{salt} {cluster[0].id}"): cluster for cluster in clusters(examples)}
+    cut = {place for place in groups if place < share} or ({min(groups)} if len(groups) > 1 else set())
+    if len(groups) > 1 and len(cut) == len(groups):
+        cut.remove(max(cut))
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for place, cluster in groups.items():
+        sides[place in cut].extend(cluster)
+    return sides
+
+
+def near_overlap(train: Sequence[Example], test: Sequence[Example]) -> int:
+    """How many test examples differ little from a train example that asks something else."""
+    asked = {normalise(example.asked) for example in test}
+    in_test = {example.id for example in test}
+    different = [example for example in train if normalise(example.asked) not in asked]
+    return sum(
+        sum(example.id in in_test for example in cluster)
+        for cluster in (clusters([*different, *test]) if test else [])
+        if any(example.id not in in_test for example in cluster)
+    )
 
 
 def normalise(text: str) -> str:
@@ -39,7 +61,8 @@ def clusters(examples: Sequence[Example]) -> list[list[Example]]:
     """Examples grouped so that near-duplicates share a group, each in order of appearance.
 
     Similarity at `NEAR_DUPLICATE` or more joins two groups. Numbers are masked, since many questions differ in
-    nothing else. Exact, by prefix filtering (Bayardo et al., 2007): of two sets as similar as that, with their
+    nothing else; what most questions share counts for nothing, and where a question is no more than that, only its
+    exact text is like it. Exact, by prefix filtering (Bayardo et al., 2007): of two sets as similar as that, with their
     shingles sorted from rare to common, the first few hold one in common.
     """
     parent = list(range(len(examples)))
@@ -52,6 +75,14 @@ def clusters(examples: Sequence[Example]) -> list[list[Example]]:
 
     shingle_sets = [_shingles(e.asked) for e in examples]
     frequency = Counter(shingle for shingles in shingle_sets for shingle in shingles)
+    limit = max(BOILERPLATE_LEAST, BOILERPLATE_SHARE * len(examples))
+    boilerplate = {shingle for shingle, count in frequency.items() if count > limit}
+    if boilerplate:
+        shingle_sets = [
+            shingles - boilerplate or frozenset([f"= {normalise(e.asked)}"])
+            for shingles, e in zip(shingle_sets, examples, strict=True)
+        ]
+        frequency = Counter(shingle for shingles in shingle_sets for shingle in shingles)
     holders: dict[str, list[int]] = defaultdict(list)
     for i, shingles in enumerate(shingle_sets):
         rarest = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))

@@ -49,7 +49,7 @@ class OwnData(Input):
     score: str = "exact"
     """exact, number, label, json, contains, regex:PATTERN, or a plugin's."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of an answer at most. By default about twice the longest reference, 32 to 512."""
+    """Tokens of an answer at most. By default about twice the longest reference, from 32 (256 for solutions) to 512."""
 
     @model_validator(mode="after")
     def _says_nothing_in_vain(self) -> "OwnData":
@@ -174,6 +174,7 @@ def _task(
         scored = make_scorer(data.score, [row.example.gold for row in rows])
     except AnswerError as error:
         raise StudyError(f"{rows[error.index].row.where}: {error}.") from None
+    references = [scored.score(row.example.reference, row.example.gold) for row in rows]
     says_format = bool(scored.asks) and not chat and data.completion_field is None
     default = f"{{prompt}}\nGive {scored.asks} and nothing else." if says_format else "{prompt}"
     template = _template(data.prompt_template or default)
@@ -186,7 +187,8 @@ def _task(
 
     longest = max(len(row.example.reference) for row in rows)
     # A token has about four characters, and a verbose arm is not to be cut off where a trained one is done.
-    max_new_tokens = data.max_new_tokens or min(512, max(32, longest // 2))
+    least = 256 if data.completion_field else 32
+    max_new_tokens = data.max_new_tokens or min(512, max(least, longest // 2))
     stops = [stop for stop in ("\n\n", "\nUser:") if not any(stop in row.example.reference for row in rows)]
     return Task(
         name=data.task_name,
@@ -198,6 +200,7 @@ def _task(
         score=scored.score,
         answer_format=stated,
         rule=scored.rule,
+        states_format=2 * sum(verdict.strict for verdict in references) > len(references),
         classes=scored.classes,
         max_new_tokens=max_new_tokens,
         system=data.system,
@@ -215,9 +218,9 @@ def _template(text: str) -> str:
 
 def _is_chat(data: OwnData, row: Row) -> bool:
     """Whether rows are conversations: `messages`, or the column that was named, holds a list."""
-    if data.prompt_field is None:
-        return CHAT_FIELD in row.values
-    return isinstance(row.values.get(data.prompt_field), list)
+    if data.prompt_field is None and CHAT_FIELD in row.values:
+        return True
+    return isinstance(row.values.get(data.prompt_field or "prompt"), list)
 
 
 def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Parsed]:
@@ -229,7 +232,7 @@ def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Par
     source = data.test if split == "test" and data.test else data.train
     rows = read_rows(source, split=split, data_dir=data_dir)
     chat = _is_chat(data, rows[0])
-    prompt_field = data.prompt_field or (CHAT_FIELD if chat else "prompt")
+    prompt_field = data.prompt_field or (CHAT_FIELD if CHAT_FIELD in rows[0].values else "prompt")
     answer_field = data.answer_field or (None if chat else "answer")
     fields = {"--prompt-field": prompt_field, "--answer-field": answer_field}
     fields |= {"--completion-field": data.completion_field, "--choices-field": data.choices_field}
@@ -237,7 +240,10 @@ def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Par
         if field is not None and not any(field in row.values for row in rows):
             columns = ", ".join(map(repr, rows[0].values))
             raise StudyError(f"{source} has no column '{field}'; it has {columns}. Name the right one with {option}.")
-    reader = _Reader(data, prompt_field, answer_field, chat=chat)
+    if chat and data.choices_field:
+        raise StudyError(f"{source}: conversations have no choices; give the question in a column of its own.")
+    names_choice = _how_choices_are_named(rows, answer_field, data.choices_field) if data.choices_field else 0
+    reader = _Reader(data, prompt_field, answer_field, names_choice, chat=chat)
     kinds: dict[str, tuple[str, str]] = {}
     parsed = []
     for index, row in enumerate(rows):
@@ -297,10 +303,13 @@ def _as_text(value: object) -> str:
 class _Reader:
     """Makes examples of rows whose columns are known."""
 
-    def __init__(self, data: OwnData, prompt_field: str, answer_field: str | None, *, chat: bool) -> None:
+    def __init__(
+        self, data: OwnData, prompt_field: str, answer_field: str | None, names_choice: int, *, chat: bool
+    ) -> None:
         self.data = data
         self.prompt_field = prompt_field
         self.answer_field = answer_field
+        self.names_choice = names_choice
         self.chat = chat
 
     def example(self, id: str, row: Row) -> Example:
@@ -319,8 +328,9 @@ class _Reader:
             question = self._text(row, self.prompt_field)
         if self.data.choices_field:
             choices = _choices(row, self.data.choices_field)
-            gold = _index_of(row, self._text(row, self.answer_field or "answer"), choices)
-            return Example(id, question, choices.texts[gold], str(gold), choices.texts)
+            gold = _index_of(row, self._text(row, self.answer_field or "answer"), choices[self.names_choice])
+            texts = choices.texts
+            return Example(id, question, texts[gold], str(gold), texts, apart="\n".join(texts))
         answer = self._text(row, self.answer_field) if self.answer_field else str(said)
         completion = self._text(row, self.data.completion_field) if self.data.completion_field else (said or answer)
         return Example(id, question, completion, answer, turns=turns)
@@ -356,8 +366,13 @@ def _conversation(row: Row, field: str) -> tuple[tuple[Turn, ...], str]:
 
 
 class _Choices(NamedTuple):
+    """The names under which an answer may know a row's choices."""
+
     texts: tuple[str, ...]
     labels: tuple[str, ...]
+    """As the row gives them, else A, B, ..."""
+    indices: tuple[str, ...]
+    """From 0."""
 
 
 def _choices(row: Row, field: str) -> _Choices:
@@ -379,15 +394,36 @@ def _choices(row: Row, field: str) -> _Choices:
         labels = [chr(ord("A") + index) for index in range(len(texts))]
     if len(labels) != len(texts):
         raise StudyError(f"{row.where}: '{field}' has {len(texts)} answers and {len(labels)} labels.")
-    return _Choices(texts, tuple(map(_as_text, labels)))
+    return _Choices(texts, tuple(map(_as_text, labels)), tuple(map(str, range(len(texts)))))
 
 
-def _index_of(row: Row, answer: str, choices: _Choices) -> int:
-    """Which choice is right: by its text, else its label (A, B, ...), else its index from 0."""
-    for names in (choices.texts, choices.labels, tuple(map(str, range(len(choices.texts))))):
-        if answer in names:
-            return names.index(answer)
+def _how_choices_are_named(rows: Sequence[Row], answer_field: str | None, choices_field: str) -> int:
+    """Which names of `_Choices` the answers are: the first that fits every row, else the one that fits most.
+
+    One reading for the whole column: the answer 2 is an index in every row, or a choice's text in every row. Numbers
+    that answer choices of text are indices.
+    """
+    fits = [0, 0, 0]
+    numbers = True
+    for row in rows:
+        value = row.values.get(answer_field or "answer")
+        try:
+            choices = _choices(row, choices_field)
+        except StudyError:
+            continue
+        for kind, names in enumerate(choices):
+            fits[kind] += _as_text(value) in names
+        given = row.values.get(choices_field)
+        texts = not isinstance(given, list) or all(isinstance(choice, str) for choice in given)
+        numbers = numbers and isinstance(value, int | float) and texts
+    order = (2, 0, 1) if numbers else (0, 1, 2)
+    return max(order, key=lambda kind: fits[kind])
+
+
+def _index_of(row: Row, answer: str, names: Sequence[str]) -> int:
+    if answer in names:
+        return names.index(answer)
     raise StudyError(
         f"{row.where}: the answer {answer[:60]!r} is not among its choices; give the choice's text, its letter "
-        f"(A is the first) or its index (from 0)."
+        f"(A is the first) or its index (from 0), in every row the same way."
     )

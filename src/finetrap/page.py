@@ -271,7 +271,7 @@ def _browser(answers: Answers, store: Store, name: str, chosen: str | None) -> d
         example = examples.get(id)
         said: dict[str, object] = {"id": id, "gold": gold, "answers": [_answer(row, answers) for row in rows]}
         if example is not None:
-            said["question"] = example.asked
+            said["question"] = "\n".join([*(turn.content for turn in example.turns), example.question])
             if example.choices:
                 said |= {"choices": example.choices, "gold": example.choices[int(gold)]}
         elif answers.evaluation.kind == "choice":

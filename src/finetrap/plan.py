@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from finetrap.config import Study
 from finetrap.data import Splits, TestSet, draw_shots, load_splits, load_test, sealed
+from finetrap.duplicates import near_overlap
 from finetrap.method import Arm, Method, build
 from finetrap.method import method as method_registry
 from finetrap.models import Source
+from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
 from finetrap.store import Store
 from finetrap.task import Example, Task
@@ -41,13 +43,17 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
 
 def task_record(study: Study, items: TaskItems) -> TaskRecord:
     """What a report says of a task, when its data may have gone."""
-    task = items.task
+    task = study.task(items.task.name)
+    own = any(isinstance(entry, OwnData) and entry.task_name == task.name for entry in study.tasks)
     return TaskRecord(
         rule=task.rule,
+        states_format=task.states_format,
+        # What finetrap brings was looked at once; what the user brings is new.
+        near_overlap=near_overlap(task.load("train"), task.load("test")) if own and not task.carved else 0,
         classes=task.classes,
         train=len(items.splits.train),
         validation=len(items.splits.validation),
-        test_available=len(load_test(study.task(task.name)).examples),
+        test_available=len(load_test(task).examples),
         test_carved=task.carved,
     )
 

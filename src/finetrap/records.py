@@ -292,8 +292,12 @@ class TaskRecord(Record):
 
     rule: str
     """How its accuracy is decided, in words."""
+    states_format: bool = True
+    """Whether the references are right strictly, so that the strict rule says something of an arm."""
     classes: tuple[str, ...] = ()
     """The labels of a classification."""
+    near_overlap: int = 0
+    """Test items that differ little from a train row, where the user gave both."""
     train: int
     validation: int
     test_available: int

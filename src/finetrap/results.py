@@ -144,11 +144,11 @@ class ArmResult(Record):
     ci95: tuple[float, float]
     """Wilson's, over items only."""
     accuracy_strict: float | None
-    """In the stated format; null for multiple choice."""
+    """In the stated format; null for multiple choice, and where no format is taught."""
     accuracy_raw: float | None
     """Multiple choice by log-likelihood that is not normalised by length; null for generation."""
     format_rate: float | None
-    """Share of answers in the stated format; null for multiple choice."""
+    """Share of answers in the stated format; null for multiple choice, and where no format is taught."""
     macro_f1: float | None = None
     """Mean over the labels of F1, for classification; mean over seeds."""
     fields: dict[str, float] = Field(default_factory=dict)

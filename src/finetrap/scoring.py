@@ -3,12 +3,12 @@
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from typing import Literal, NamedTuple
 
 from finetrap.errors import StudyError
-from finetrap.registry import Registry
+from finetrap.registry import Plugin, Registry
 
 Outcome = Literal["correct", "wrong", "no_answer", "truncated", "degenerate"]
 
@@ -64,7 +64,25 @@ def make_scorer(text: str, answers: Sequence[str]) -> Scorer:
     if bool(colon) != bool(parameters):
         wanted = f"write {name}:{parameters[0].upper()}" if parameters else f"write {name} alone"
         raise StudyError(f"scorer '{text}': {wanted}.")
-    return scorer.make(name, answers, argument) if colon else scorer.make(name, answers)
+    made = scorer.make(name, answers, argument) if colon else scorer.make(name, answers)
+    plugin = scorer.plugin_of(name)
+    return made if plugin is None else replace(made, score=_checked(made.score, plugin))
+
+
+def _checked(score: Callable[[str, str], Verdict], plugin: Plugin) -> Callable[[str, str], Verdict]:
+    """A plugin's rule, whose verdicts are verdicts."""
+
+    def checked(text: str, gold: str) -> Verdict:
+        verdict = score(text, gold)
+        rules = verdict[1:5] if isinstance(verdict, Verdict) else ()
+        if not rules or not all(isinstance(rule, bool) for rule in rules):
+            raise StudyError(
+                f"the plugin {plugin.path}: its scorer returned {verdict!r:.60}, and has to return a Verdict "
+                f"whose correct, strict, anywhere and formatted are True or False."
+            )
+        return verdict
+
+    return checked
 
 
 class AnswerError(StudyError):

@@ -169,17 +169,20 @@ def retention_grid(arms: Sequence[ArmResult]) -> Grid:
 
 def outcome_grid(arms: Sequence[ArmResult]) -> Grid:
     """What the answers are, and accuracy by the other rule; macro-F1 of labels, matches of a JSON answer's fields."""
-    fields = sorted({field for arm in arms for field in arm.fields})
+    rates = {
+        "in the stated format, right": [arm.accuracy_strict for arm in arms],
+        "accuracy by raw likelihood": [arm.accuracy_raw for arm in arms],
+        "format rate": [arm.format_rate for arm in arms],
+        "macro-F1": [arm.macro_f1 for arm in arms],
+        **{f"field {f}": [arm.fields.get(f) for arm in arms] for f in sorted({f for arm in arms for f in arm.fields})},
+    }
+    shown = {name: values for name, values in rates.items() if any(value is not None for value in values)}
     rows = []
-    for arm in arms:
-        other = arm.accuracy_strict if arm.accuracy_strict is not None else arm.accuracy_raw
-        rates = ["-" if rate is None else percent(rate) for rate in (other, arm.format_rate)]
-        rates += [percent(arm.macro_f1)] if arm.macro_f1 is not None else []
-        rates += [percent(arm.fields.get(field, 0.0)) for field in fields]
-        rows.append((arm.arm, *(str(arm.outcomes.get(outcome, 0)) for outcome in OUTCOMES), *rates))
-    more = [*(["macro-F1"] if arms[0].macro_f1 is not None else []), *(f"field {field}" for field in fields)]
-    second = "in the stated format, right" if arms[0].accuracy_strict is not None else "accuracy by raw likelihood"
-    return Grid(("arm", *(outcome.replace("_", " ") for outcome in OUTCOMES), second, "format rate", *more), rows)
+    for index, arm in enumerate(arms):
+        counts = (str(arm.outcomes.get(outcome, 0)) for outcome in OUTCOMES)
+        others = (values[index] for values in shown.values())
+        rows.append((arm.arm, *counts, *("-" if other is None else percent(other) for other in others)))
+    return Grid(("arm", *(outcome.replace("_", " ") for outcome in OUTCOMES), *shown), rows)
 
 
 def out_of_distribution_grid(arms: Sequence[ArmResult]) -> Grid:

@@ -41,11 +41,14 @@ class Example:
     """The answers to choose from, empty unless the task is multiple choice."""
     turns: tuple[Turn, ...] = ()
     """What was said before the question, where the example is a conversation."""
+    apart: str = ""
+    """What tells it from another example that asks the same: the choices, in data of one's own."""
 
     @property
     def asked(self) -> str:
-        """All that is asked, as one text."""
-        return "\n".join([*(turn.content for turn in self.turns), self.question])
+        """All that is asked, as one text; it decides which examples are alike. A system message is asked of none."""
+        said = [turn.content for turn in self.turns if turn.role != "system"]
+        return "\n".join([*said, self.question, *filter(None, [self.apart])])
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Task:
     """A bare answer in the stated format, for the trivial arm of a `generate` task."""
     rule: str = "choice with the highest log-likelihood per byte"
     """How the accuracy is decided, in words."""
+    states_format: bool = True
+    """Whether its references are right strictly. Where a solution is taught that only ends in the answer, they are not,
+    and the strict rule says nothing of an arm."""
     classes: tuple[str, ...] = ()
     """The labels of a classification; with them, macro-F1 stands beside accuracy."""
     max_new_tokens: int = 0

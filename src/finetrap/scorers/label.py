@@ -40,7 +40,7 @@ def label(answers: Sequence[str]) -> Scorer:
             answer,
             correct=right,
             strict=strict,
-            anywhere=right or gold.strip() in every,
+            anywhere=right or (gold.strip() in every and len(every) < len(labels)),
             formatted=text.strip() in labels,
         )
 
