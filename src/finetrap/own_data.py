@@ -13,8 +13,8 @@ from finetrap.duplicates import carve
 from finetrap.errors import StudyError
 from finetrap.in_memory import named_table
 from finetrap.records import Input, digest, slug
-from finetrap.rows import Row, read_rows
-from finetrap.scoring import AnswerError, make_scorer, scorer
+from finetrap.rows import Row, no_column, read_rows
+from finetrap.scoring import AnswerError, check_scorer, make_scorer, scorer
 from finetrap.task import Example, Kind, Split, Task, Turn, task
 
 TEST_SHARE = 0.2
@@ -50,6 +50,19 @@ class OwnData(Input):
     """exact, number, label, json, contains, regex:PATTERN, or a plugin's."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens of an answer at most. By default about twice the longest reference, 32 to 512."""
+
+    @model_validator(mode="after")
+    def _can_be_asked_and_scored(self) -> "OwnData":
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise StudyError(
+                f"the prompt template {self.prompt_template!r} does not say where the question goes; "
+                f"write {{prompt}} there."
+            ).at("prompt_template")
+        try:
+            check_scorer(self.score)
+        except StudyError as error:
+            raise error.at("score") from None
+        return self
 
     @model_validator(mode="after")
     def _says_nothing_in_vain(self) -> "OwnData":
@@ -110,7 +123,6 @@ def own_task(data: OwnData, data_dir: Path | None = None) -> Task:
 @lru_cache(maxsize=16)
 def _own_task(data: OwnData, data_dir: Path | None, _: object) -> Task:
     """Read once, and again when a file or the plugin that scores has changed."""
-    scorer[data.score.partition(":")[0]]
     train = _checked(parse(data, "train", data_dir))
     test = _checked(parse(data, "test", data_dir)) if data.test else []
     carved = not test
@@ -157,7 +169,7 @@ def _task(
         return int(digest([decides, plugin.digest if plugin else None, derived])[:8], 16)
 
     if data.choices_field:
-        template = _template(data.prompt_template or _CHOICE_TEMPLATE)
+        template = data.prompt_template or _CHOICE_TEMPLATE
         return Task(
             name=data.task_name,
             summary=f"own data: {data.train}",
@@ -176,7 +188,7 @@ def _task(
         raise StudyError(f"{rows[error.index].row.where}: {error}.") from None
     says_format = bool(scored.asks) and not chat and data.completion_field is None
     default = f"{{prompt}}\nGive {scored.asks} and nothing else." if says_format else "{prompt}"
-    template = _template(data.prompt_template or default)
+    template = data.prompt_template or default
 
     @lru_cache(maxsize=16)
     def stated(gold: str) -> str:
@@ -207,12 +219,6 @@ def _task(
     )
 
 
-def _template(text: str) -> str:
-    if "{prompt}" not in text:
-        raise StudyError(f"the prompt template {text!r} does not say where the question goes; write {{prompt}} there.")
-    return text
-
-
 def _is_chat(data: OwnData, row: Row) -> bool:
     """Whether rows are conversations: `messages`, or the column that was named, holds a list."""
     if data.prompt_field is None:
@@ -235,8 +241,7 @@ def parse(data: OwnData, split: Split, data_dir: Path | None = None) -> list[Par
     fields |= {"--completion-field": data.completion_field, "--choices-field": data.choices_field}
     for option, field in fields.items():
         if field is not None and not any(field in row.values for row in rows):
-            columns = ", ".join(map(repr, rows[0].values))
-            raise StudyError(f"{source} has no column '{field}'; it has {columns}. Name the right one with {option}.")
+            raise no_column(rows, source, field, option)
     reader = _Reader(data, prompt_field, answer_field, chat=chat)
     kinds: dict[str, tuple[str, str]] = {}
     parsed = []
