@@ -256,6 +256,13 @@ def test_of_many_problems_a_person_is_told_twenty_and_a_program_all(
     assert len(json.loads(called(capsys, "check-data", data, "--json").out)["problems"]) == 30
 
 
-def test_a_file_that_cannot_be_read_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_cannot_be_read_prints_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     done = called(capsys, "check-data", "none.csv")
-    assert (done.code, done.out, done.err) == (2, "", "error: there is no file none.csv.\n")
+    assert (done.code, done.out, done.err) == (
+        2,
+        "",
+        f"error: there is no file none.csv in {tmp_path}; a relative path starts where finetrap is run.\n",
+    )

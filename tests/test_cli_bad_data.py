@@ -90,8 +90,9 @@ def truncated_parquet(place: Place) -> list[object]:
 
 
 @cases(
-    ("not there", lambda p: p.own("none.csv"), "there is no file none.csv."),
-    ("neither file nor data set", lambda p: p.own("none"), "there is no file or folder none"),
+    ("not there", lambda p: p.own("none.csv"), "there is no file none.csv in /"),
+    ("a whole path not there", lambda p: p.own("/no/such.csv"), "there is no file /no/such.csv.\n"),
+    ("neither file nor data set", lambda p: p.own("none"), "there is no file or folder none in /"),
     ("unknown ending", of("mine.txt", "prompt"), "mine.txt has no ending that says what it is; give one of .jsonl"),
     ("a folder that is no data set", a_folder, "data' has no split 'train' that can be read in "),
     ("a folder named as a file", a_folder_named_as_a_file, "mine.jsonl' has no split 'train' that can be read in "),
@@ -134,6 +135,24 @@ TWO = ["fire", "water"]
 
 @cases(
     ("no prompt", of("mine.csv", "text,answer\na,b\n"), "has no column 'prompt'; it has 'text', 'answer'. Name the"),
+    ("other case", of("mine.csv", "Prompt,Answer\na,b\n"), "did you mean --prompt-field Prompt?"),
+    ("a slip", of("mine.csv", rows(60), "--answer-field", "anser"), "did you mean --answer-field answer?"),
+    ("a column in two words", of("mine.csv", "prompt 1,answer\na,b\n"), "did you mean --prompt-field 'prompt 1'?"),
+    (
+        "ShareGPT",
+        of("mine.jsonl", [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]),
+        "rename the column to messages, and in each turn 'from' to 'role'",
+    ),
+    (
+        "turns in another column",
+        of("mine.jsonl", [{"conversations": said(("user", "a"), ("assistant", "b"))}]),
+        "These are conversations: --prompt-field conversations.",
+    ),
+    (
+        "Alpaca",
+        of("mine.csv", "instruction,input,output\na,,b\n"),
+        "Use --prompt-field instruction --answer-field output; where 'input' is filled, join it to the instruction",
+    ),
     ("no named column", of("mine.csv", rows(60), "--answer-field", "label"), "has no column 'label'"),
     ("no choices", of("mine.csv", rows(60), "--choices-field", "options"), "Name the right one with --choices-field"),
     ("no completion", of("mine.csv", rows(60), "--completion-field", "why"), "one with --completion-field"),
@@ -263,9 +282,24 @@ def in_yaml(data: str) -> Arguments:
         in_yaml("  - train: mine.csv\n    max_new_tokens: 0\n"),
         "study.yaml:5: 'tasks.0.max_",
     ),
+    ("score misspelt in a file", in_yaml("  - train: mine.csv\n    score: lable\n"), "study.yaml:5: unknown scorer"),
+    (
+        "regex broken in a file",
+        in_yaml("  - train: mine.csv\n    score: 'regex:('\n"),
+        "study.yaml:5: scorer 'regex:('",
+    ),
+    (
+        "template without prompt in a file",
+        in_yaml("  - train: mine.csv\n    prompt_template: Sort it.\n"),
+        "study.yaml:5: the prompt template 'Sort it.' does not say",
+    ),
     ("no train", in_yaml("  - score: label\n"), "study.yaml:4: 'tasks.0.train' is missing"),
     ("a name with a slash", in_yaml("  - train: mine.csv\n    name: a/b\n"), "study.yaml:5: 'tasks.0.name'"),
-    ("two of a name", in_yaml("  - train: mine.csv\n  - train: mine.csv\n"), "a model or a task is named twice"),
+    (
+        "two of a name",
+        in_yaml("  - train: mine.csv\n  - train: mine.csv\n"),
+        "study.yaml:5: the task 'mine' is named twice; give one a `name:`",
+    ),
     ("a plugin", in_yaml("  - arc_easy\nplugin: mine.py\n"), "study.yaml:5: unknown setting 'plugin'"),
     (
         "a plugin for data",

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import jsonschema
 import pytest
 
-from finetrap.config import ModelSpec, Study
+from finetrap.config import DEFAULT_ARMS, ModelSpec, Study
 from finetrap.errors import StudyError
 from finetrap.method import method
 from finetrap.results import Verdict
@@ -72,8 +72,21 @@ def test_committed_results_follow_the_schema(path: Path) -> None:
     jsonschema.validate(json.loads(path.read_text()), schema)
 
 
-def test_records_of_the_issue_are_committed() -> None:
-    assert {"demo", "smollm2_gsm8k_quick"} <= {path.parent.name for path in RESULTS}
+def test_every_record_is_listed_and_those_that_pages_speak_of_are_there() -> None:
+    folders = {path.name for path in (DOCS / "results").iterdir() if path.is_dir()}
+    assert folders == {path.parent.name for path in RESULTS}
+    assert {"demo", "tickets", "smollm2_gsm8k_quick", "gemma_gsm8k_quick"} <= folders
+    listed = (DOCS / "results" / "index.md").read_text()
+    headings = re.findall(r"^## (.+)$", listed, re.MULTILINE)
+    assert sorted(heading.replace("\\", "") for heading in headings) == sorted(folders)
+    assert {name for name in folders if f"]({name}/results.json)" not in listed} == set()
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if "gsm8k" in path.parent.name], ids=lambda p: p.parent.name)
+def test_a_record_of_gsm8k_has_the_six_arms(path: Path) -> None:
+    results = json.loads(path.read_text())
+    assert [arm["arm"] for arm in results["arms"]] == list(DEFAULT_ARMS)
+    assert results["failures"] == []
 
 
 def test_every_method_and_task_has_a_page(site: Path) -> None:

@@ -144,8 +144,8 @@ def test_a_plugin_that_was_edited_can_be_loaded_again(tmp_path: Path) -> None:
 
 
 def test_what_scores_own_data_changes_their_version_and_an_unrelated_plugin_does_not(tmp_path: Path) -> None:
-    data = OwnData(train=write(tmp_path / "mine.csv", rows(60)), score="first_letter")
     load_plugin(plugin_at(tmp_path))
+    data = OwnData(train=write(tmp_path / "mine.csv", rows(60)), score="first_letter")
     plain, version = own_task(OwnData(train=data.train)).version, own_task(data).version
     load_plugin(plugin_at(tmp_path, PLUGIN + "# edited\n"))
     assert own_task(data).version != version

@@ -136,6 +136,7 @@ def compare(
     """Compare ways of adapting one model to one task.
 
     Example: finetrap compare --model smollm2-135m-instruct-q4 --task gsm8k --limit-train 256 --limit-test 200
+
     Example: finetrap compare --model smollm2-135m-instruct-q4 --train tickets.csv --prompt-field text
     --answer-field queue --score label
     """

@@ -171,15 +171,21 @@ class Study(Input):
                 raise StudyError(
                     f"the arm '{reference}' has to be the method {reference}: others are compared with it."
                 )
-        models = [model.name for model in self.models]
-        if len(set(models)) < len(models) or len(set(self.task_names)) < len(self.tasks):
-            raise StudyError("a model or a task is named twice.")
+        self._check_names()
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
         self._check_targets()
         return self
+
+    def _check_names(self) -> None:
+        for kind, names in (("model", [model.name for model in self.models]), ("task", list(self.task_names))):
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    own = kind == "task" and isinstance(self.tasks[index], OwnData)
+                    mend = "give one a `name:`" if own else "leave one out"
+                    raise StudyError(f"the {kind} '{name}' is named twice; {mend}.").at(f"{kind}s", index)
 
     def _check_targets(self) -> None:
         kinds = {entry.kind if isinstance(entry, OwnData) else get_task(entry).kind for entry in self.tasks}

@@ -5,7 +5,9 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetrap.errors import StudyError
@@ -43,8 +45,30 @@ def read_rows(source: str, *, split: str, data_dir: Path | None = None) -> list[
             raise StudyError(f"{source} is empty; give a file with one example a row.")
         return rows
     if path.suffix.lower() in FILE_KINDS and not os.path.isdir(path):
-        raise StudyError(f"there is no file {source}.")
+        raise StudyError(f"there is no file {_sought(path, source)}.")
     return [Row(f"{source}, row {index}", row) for index, row in enumerate(_dataset(source, split, data_dir), start=1)]
+
+
+def no_column(rows: list[Row], source: str, field: str, option: str) -> StudyError:
+    """The error for a column that no row has, with the nearest one, or what to do with a layout that is well known."""
+    columns = list(map(str, rows[0].values))
+    said = f"{source} has no column '{field}'; it has {', '.join(map(repr, columns))}."
+    by_name = {column.casefold(): column for column in reversed(columns)}
+    near = get_close_matches(field.casefold(), by_name, n=1)
+    if near:
+        return StudyError(f"{said} Name the right one with {option}: did you mean {option} {quote(by_name[near[0]])}?")
+    if "conversations" in columns:
+        turns = rows[0].values["conversations"]
+        if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
+            return StudyError(f"{said} These are conversations: --prompt-field conversations.")
+        return StudyError(
+            f"{said} These look like ShareGPT's: rename the column to messages, and in each turn 'from' to 'role' "
+            f"(human: user, gpt: assistant) and 'value' to 'content'."
+        )
+    if {"instruction", "output"} <= set(columns):
+        joined = "; where 'input' is filled, join it to the instruction first" if "input" in columns else ""
+        return StudyError(f"{said} Use --prompt-field instruction --answer-field output{joined}.")
+    return StudyError(f"{said} Name the right one with {option}.")
 
 
 def dataset_rows(repository: str, split: str, data_dir: Path | None = None) -> list[dict[str, Any]]:
@@ -164,7 +188,8 @@ def _dataset(source: str, split: str, data_dir: Path | None) -> "Dataset":
     name, _, configuration = source.partition(":")
     local = _local_copy(name, data_dir)
     if local is None and ("/" not in name or name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise StudyError(f"there is no file or folder {source}, and no data set of the Hub is called so (ORG/NAME).")
+        sought = _sought(Path(os.path.expanduser(name)), source)
+        raise StudyError(f"there is no file or folder {sought}; no data set of the Hub is called so (ORG/NAME).")
     try:
         if local is not None and (local / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(local))[split]
@@ -176,6 +201,11 @@ def _dataset(source: str, split: str, data_dir: Path | None) -> "Dataset":
         said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         place = f"in {local}" if local is not None else "on the Hub (a copy of it can lie below --data-dir)"
         raise StudyError(f"the data set '{source}' has no split '{split}' that can be read {place}: {said}.") from error
+
+
+def _sought(path: Path, source: str) -> str:
+    """A path that is not there, and where it was looked for if that is not plain."""
+    return source if path.is_absolute() else f"{source} in {Path.cwd()}; a relative path starts where finetrap is run"
 
 
 def _local_copy(name: str, data_dir: Path | None) -> Path | None:

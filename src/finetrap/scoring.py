@@ -59,11 +59,8 @@ def make_scorer(text: str, answers: Sequence[str]) -> Scorer:
     Raises:
         StudyError: there is none, it takes no argument or needs one, or an answer does not suit it.
     """
+    check_scorer(text)
     name, colon, argument = text.partition(":")
-    parameters = list(inspect.signature(scorer[name]).parameters)[1:]
-    if bool(colon) != bool(parameters):
-        wanted = f"write {name}:{parameters[0].upper()}" if parameters else f"write {name} alone"
-        raise StudyError(f"scorer '{text}': {wanted}.")
     made = scorer.make(name, answers, argument) if colon else scorer.make(name, answers)
     plugin = scorer.plugin_of(name)
     return made if plugin is None else replace(made, score=_checked(made.score, plugin))
@@ -83,6 +80,21 @@ def _checked(score: Callable[[str, str], Verdict], plugin: Plugin) -> Callable[[
         return verdict
 
     return checked
+
+
+def check_scorer(text: str) -> None:
+    """Check what can be without any answers: that there is such a scorer, and that its argument suits it.
+
+    Raises:
+        StudyError: there is none, it takes no argument or needs one, or the argument is wrong.
+    """
+    name, colon, argument = text.partition(":")
+    parameters = list(inspect.signature(scorer[name]).parameters)[1:]
+    if bool(colon) != bool(parameters):
+        wanted = f"write {name}:{parameters[0].upper()}" if parameters else f"write {name} alone"
+        raise StudyError(f"scorer '{text}': {wanted}.")
+    if colon and scorer.plugin_of(name) is None:
+        scorer.make(name, (), argument)  # a plugin's may need the answers
 
 
 class AnswerError(StudyError):
