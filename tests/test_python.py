@@ -118,8 +118,9 @@ def test_a_study_can_be_pickled_and_names_its_arguments() -> None:
 def test_a_plugin_is_loaded_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "from finetrap.scoring import Scorer, Verdict, scorer\n\n\n@scorer\ndef shouted(answers: list[str]) -> Scorer:\n"
-        '    """Loud."""\n    return Scorer(lambda text, gold: Verdict(text, *[text.upper() == gold] * 4), rule="loud")\n'
+        "from finetrap.scoring import Scorer, Verdict, scorer\n\n\n"
+        "@scorer\ndef shouted(answers: list[str]) -> Scorer:\n"
+        '    """Loud."""\n    return Scorer(lambda text, gold: Verdict(text, *[text.upper() == gold] * 4), "loud")\n'
     )
     plugin = load_plugin(str(path))
     try:
