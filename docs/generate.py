@@ -20,6 +20,7 @@ def wanted() -> dict[Path, str]:
     from generator import records, reference
     from generator.markdown import fill
     from generator.methods import method_pages
+    from generator.scorers import scorers_page
     from generator.tasks import task_pages
 
     from finetrap.results import Results
@@ -36,6 +37,7 @@ def wanted() -> dict[Path, str]:
         DOCS / "reference" / "study.md": reference.study_page(),
         DOCS / "reference" / "python.md": reference.python_page(),
         DOCS / "results" / "index.md": records.results_page(found),
+        DOCS / "scorers.md": scorers_page(),
     }
     files |= {DOCS / "methods" / name: text for name, text in method_pages().items()}
     files |= {DOCS / "tasks" / name: text for name, text in task_pages().items()}

@@ -16,6 +16,7 @@ from finetrap.config import DEFAULT_ARMS, ModelSpec, Study
 from finetrap.errors import StudyError
 from finetrap.method import method
 from finetrap.results import Verdict
+from finetrap.scoring import scorer
 from finetrap.task import Example, Split, Task, get_task, task
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,15 @@ def test_a_record_of_gsm8k_has_the_six_arms(path: Path) -> None:
 def test_every_method_and_task_has_a_page(site: Path) -> None:
     wanted = {f"methods/{name}.html" for name in method.names()} | {f"tasks/{name}.html" for name in task.names()}
     assert {name for name in wanted if not (site / name).is_file()} == set()
+
+
+def test_every_scorer_has_its_rule_and_an_example_on_the_page_of_scorers() -> None:
+    _, *sections = re.split(r"^## ", (DOCS / "scorers.md").read_text(), flags=re.MULTILINE)
+    by_name = {section.partition("\n")[0]: section for section in sections}
+    assert set(scorer.names()) <= by_name.keys()
+    for name in scorer.names():
+        assert (scorer[name].__doc__ or "").partition("\n")[0] in by_name[name].replace("\\", "")
+        assert "| **all of them** |" in by_name[name]
 
 
 def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:

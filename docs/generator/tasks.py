@@ -127,9 +127,13 @@ def _scored(chosen: Task) -> list[str]:
     if chosen.score is not None:
         scorer = chosen.score.func if isinstance(chosen.score, partial) else chosen.score
         rules = [[f"`{key}`", prose(field.text)] for key, field in fields_of(Verdict).items()]
-        parts += [f"`{getattr(scorer, '__name__', 'score')}`: {prose(docstring(scorer).summary)}"]
+        said = docstring(scorer)
+        parts += [f"`{getattr(scorer, '__name__', 'score')}`: {prose(said.summary)}", *map(prose, said.body)]
         parts += [table(["of an answer", "what it is"], rules)]
-        parts += ["`correct` decides. [`format_only`](../verdicts.md#format-only) says what the others are for."]
+        parts += [
+            "`correct` decides. [`format_only`](../verdicts.md#format-only) says what the others are for; "
+            "[scorers](../scorers.md) are the rules for data of your own."
+        ]
     return parts
 
 

@@ -191,8 +191,8 @@ def _narrowed(sentence: str) -> tuple[str, str]:
 def score_final(text: str, gold: str) -> Verdict:
     """Score a text whose answer is one number, by value; what the prompt asks for, "#### n", counts first.
 
-    `correct` goes by the first "#### n", else by `final_answer`, else, since an untouched model writes as it likes,
-    by the last number.
+    The answer is the first "#### n", else the final answer of the text as `finetrap.final_answer` reads it, else, since
+    an untouched model writes as it likes, the last number.
     """
     target = value_of(gold)
     if target is None:

@@ -22,17 +22,17 @@ class Verdict(NamedTuple):
     """What one generated text says and how it scores under three rules."""
 
     extracted: str | None
-    """The answer by the flexible rule: the stated format where it is there, else the last number."""
+    """What counts as its answer; None where there is none."""
     correct: bool
-    """The flexible answer equals gold."""
+    """By the rule that decides, the answer is gold."""
     strict: bool
-    """The answer in the stated format equals gold."""
+    """Gold is given in the stated form, or letter for letter."""
     anywhere: bool
-    """Gold occurs somewhere in the text."""
+    """Gold stands somewhere in the text."""
     formatted: bool
-    """The stated format is there."""
+    """The stated form is there, whatever the answer is."""
     parts: tuple[tuple[str, bool], ...] = ()
-    """Of a structured answer: each of its fields, and whether it matches."""
+    """Of a JSON answer: each of its fields, and whether it matches."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,10 @@ def last_number(text: str) -> str | None:
 
 
 def score_number(text: str, gold: str) -> Verdict:
-    """Score a text whose answer is one number; compared by value, so 72.0 equals 72."""
+    """Score a text whose answer is one number; compared by value, so 72.0 equals 72.
+
+    The answer is the first "#### n", else the last number of the text.
+    """
     target = number_of(gold)
     if target is None:
         raise ValueError(f"gold answer {gold!r} is not a number")
