@@ -29,7 +29,7 @@ def exact(answers: Sequence[str]) -> Scorer:
 
 def _contains(text: str, gold: str) -> Verdict:
     there = occurs(gold, text)
-    strict = gold.strip() in text
+    strict = there and gold.strip() in text
     return Verdict(gold if there else None, correct=there, strict=strict, anywhere=there, formatted=bool(text.strip()))
 
 
