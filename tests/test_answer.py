@@ -208,6 +208,18 @@ def test_a_gain_in_the_stated_format_only_is_no_gain(records: Records) -> None:
     assert _verdict(records.results(), "formatter") == "format_only"
 
 
+def test_a_loss_that_another_rule_calls_a_gain_is_said_to_be_a_loss(records: Records) -> None:
+    n = 400
+    records.add("constant", "constant", _target_rows([False] * n))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(200), strict=[False] * n))
+    records.add("formatter", "full", _target_rows(_first(100)))
+    results = records.results()
+    assert _verdict(results, "formatter") == "format_only"
+    said = " ".join(results.recommendations[0].why)
+    assert "formatter -25.0 points" in said
+    assert "nothing more" not in said
+
+
 def test_where_no_format_is_taught_a_gain_needs_none(records: Records) -> None:
     n = 400
     records.add("constant", "constant", _target_rows([False] * n))

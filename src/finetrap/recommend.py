@@ -137,9 +137,20 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
             f"{name} {_points(v.artifact.delta, sign=True)}" for name in gains if (v := by_name[name].vs_zero_shot)
         ]
         lines.append(f"Above the untouched model beyond doubt: {', '.join(deltas)} points.")
-    formats = [name for name in left if (v := by_name[name].vs_zero_shot) is not None and v.verdict == "format_only"]
-    if formats:
-        lines.append(f"Learned the answer format and nothing more that is shown: {', '.join(formats)}.")
+    formats = {
+        name: v.artifact.delta
+        for name in left
+        if (v := by_name[name].vs_zero_shot) is not None and v.verdict == "format_only"
+    }
+    better = [name for name, delta in formats.items() if delta > 0]
+    if better:
+        lines.append(f"Learned the answer format and nothing more that is shown: {', '.join(better)}.")
+    worse = [f"{name} {_points(delta, sign=True)}" for name, delta in formats.items() if delta < 0]
+    if worse:
+        lines.append(
+            f"Below the untouched model, but not by every way of reading an answer: {', '.join(worse)} points; "
+            f"look at the outputs before you take it."
+        )
     return lines
 
 
