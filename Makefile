@@ -11,10 +11,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m slow
 
 check: lint
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check
