@@ -131,6 +131,11 @@ def test_a_column_names_its_choices_in_one_way(tmp_path: Path) -> None:
     assert golds == ["2", "0"] * 10
 
 
+def test_half_an_emoji_in_a_system_message_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"holds half a character"):
+        task_of(tmp_path, chat_rows(60, "hi \ud83d"))
+
+
 def test_conversations_with_choices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="conversations have no choices"):
         task_of(tmp_path, [{**row, "options": CHOICES} for row in chat_rows(60)], choices_field="options")

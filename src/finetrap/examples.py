@@ -68,7 +68,8 @@ def _encodable(row: Row, example: Example) -> Example:
         StudyError: half a character is left, as where a text was cut between the two that write an emoji in JSON.
     """
     try:
-        "".join([example.asked, example.reference, example.gold, *example.choices]).encode()
+        said = (turn.content for turn in example.turns)
+        "".join([*said, example.question, example.reference, example.gold, *example.choices]).encode()
     except UnicodeEncodeError as error:
         raise StudyError(
             f"{row.where}: holds half a character (\\u{ord(error.object[error.start]):04x}); mend or leave out the row."
