@@ -96,6 +96,7 @@ def demo(
 
 @app.command()
 def compare(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Preset, Hub id, local folder or GGUF file.")],
     task: Annotated[str | None, typer.Option(help="One of `finetrap tasks`; or --train for data of your own.")] = None,
     train: Annotated[
@@ -143,38 +144,15 @@ def compare(
     from finetrap.config import make_study
 
     spec = _given(name=model, revision=revision, chat=chat, trust_remote_code=trust_remote_code or None)
-    own = _own_data(
-        task,
-        train=train,
-        test=test,
-        prompt_field=prompt_field,
-        answer_field=answer_field,
-        completion_field=completion_field,
-        choices_field=choices_field,
-        prompt_template=prompt_template,
-        system=system,
-        score=score,
-        max_new_tokens=max_new_tokens,
-    )
-    values = _given(
-        data_dir=data_dir,
-        arms=arm or None,
-        limit_train=limit_train,
-        limit_test=limit_test,
-        seeds=seeds,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        device=device,
-        dtype=dtype,
-        keep=keep,
-    )
+    own = _own_data(context, task)
     name = f"{Path(model).name or model}-{own.task_name if own else task}"
-    study = make_study({"name": name[:100], "models": [spec], "tasks": [own or task], **values})
+    study = make_study({"name": name[:100], "models": [spec], "tasks": [own or task], **_settings(context)})
     _run(study, out, dry_run=dry_run, retry_failed=retry_failed, json=json)
 
 
 @app.command()
 def run(
+    context: typer.Context,
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
     data_dir: DataDir = None,
     plugin: Plugins = None,
@@ -198,24 +176,13 @@ def run(
     """
     from finetrap.config import load_study
 
-    overrides = _given(
-        data_dir=data_dir,
-        arms=arm or None,
-        limit_train=limit_train,
-        limit_test=limit_test,
-        seeds=seeds,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        device=device,
-        dtype=dtype,
-        keep=keep,
-    )
-    _run(load_study(study_file, overrides), out, dry_run=dry_run, retry_failed=retry_failed, json=json)
+    _run(load_study(study_file, _settings(context)), out, dry_run=dry_run, retry_failed=retry_failed, json=json)
 
 
 @app.command("check-data")
 def check_data(
-    data: Annotated[str, typer.Argument(metavar="FILE", help="Rows as for `compare --train`.")],
+    context: typer.Context,
+    train: Annotated[str, typer.Argument(metavar="FILE", help="Rows as for `compare --train`.")],
     test: TestData = None,
     prompt_field: PromptField = None,
     answer_field: AnswerField = None,
@@ -238,19 +205,7 @@ def check_data(
     """
     from finetrap.check_data import check
 
-    own = _own_data(
-        None,
-        train=data,
-        test=test,
-        prompt_field=prompt_field,
-        answer_field=answer_field,
-        completion_field=completion_field,
-        choices_field=choices_field,
-        prompt_template=prompt_template,
-        system=system,
-        score=score,
-        max_new_tokens=max_new_tokens,
-    )
+    own = _own_data(context, None)
     assert own is not None
     found = check(own, model=model, data_dir=data_dir)
     typer.echo(found.model_dump_json(indent=1) if json else found.text())
@@ -337,16 +292,24 @@ def models_get(name: Annotated[str, typer.Argument(help="One of `finetrap models
     typer.echo(f"{name} is at {fetch(name)}")
 
 
-def _own_data(task: str | None, **given: Any) -> "OwnData | None":
-    """Data of one's own out of the options, None where a task is named."""
-    from finetrap.own_data import make_own_data
+def _own_data(context: typer.Context, task: str | None) -> "OwnData | None":
+    """Data of one's own out of the options, which are called as its fields; None where a task is named."""
+    from finetrap.own_data import OwnData, make_own_data
 
-    values = _given(**given)
+    values = _given(**{name: context.params.get(name) for name in OwnData.model_fields})
     if task is not None and values:
         raise StudyError(f"--task {task} brings its own data; leave out --{next(iter(values)).replace('_', '-')}.")
     if task is None and "train" not in values:
         raise StudyError("name a task (--task, one of `finetrap tasks`) or give rows of your own (--train FILE).")
     return None if task is not None else make_own_data(values)
+
+
+def _settings(context: typer.Context) -> dict[str, Any]:
+    """Settings of a study out of the options, which are called as its fields; --arm comes again for each arm."""
+    from finetrap.config import Study
+
+    values = {name: context.params.get(name) for name in Study.model_fields}
+    return _given(**{**values, "arms": context.params["arm"] or None})
 
 
 def _given(**values: Any) -> dict[str, Any]:
