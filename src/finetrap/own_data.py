@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -160,20 +161,22 @@ def _task(
         """What is derived from all rows can change where none that is trained on or tested does."""
         return int(digest([decides, plugin.digest if plugin else None, derived])[:8], 16)
 
-    if data.choices_field:
-        template = data.prompt_template or _CHOICE_TEMPLATE
+    def task_asking(template: str, kind: Kind, *derived: object) -> Task:
         return Task(
             name=data.task_name,
             summary=f"own data: {data.train}",
-            kind="choice",
+            kind=kind,
             license="the user's",
             load=splits.__getitem__,
             prompt=lambda question: template.replace("{prompt}", question),
-            blind_prompt=template.partition("{prompt}")[2].strip(),
             system=data.system,
-            version=version(),
+            version=version(*derived),
             carved=carved,
         )
+
+    if data.choices_field:
+        template = data.prompt_template or _CHOICE_TEMPLATE
+        return replace(task_asking(template, "choice"), blind_prompt=template.partition("{prompt}")[2].strip())
     try:
         scored = make_scorer(data.score, [row.example.gold for row in rows])
     except AnswerError as error:
@@ -194,21 +197,13 @@ def _task(
     least = 256 if data.completion_field else 32
     max_new_tokens = data.max_new_tokens or min(512, max(least, longest // 2))
     stops = [stop for stop in ("\n\n", "\nUser:") if not any(stop in row.example.reference for row in rows)]
-    return Task(
-        name=data.task_name,
-        summary=f"own data: {data.train}",
-        kind="generate",
-        license="the user's",
-        load=splits.__getitem__,
-        prompt=lambda question: template.replace("{prompt}", question),
+    return replace(
+        task_asking(template, "generate", template, max_new_tokens, stops, scored.classes),
         score=scored.score,
         answer_format=stated,
         rule=scored.rule,
         states_format=2 * sum(verdict.strict for verdict in references) > len(references),
         classes=scored.classes,
         max_new_tokens=max_new_tokens,
-        system=data.system,
         stops=tuple(stops),
-        version=version(template, max_new_tokens, stops, scored.classes),
-        carved=carved,
     )
