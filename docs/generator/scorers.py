@@ -81,7 +81,8 @@ def scorers_page() -> str:
         "every arm ends at the [floor](verdicts.md#floor); use `contains`, `regex:` or a plugin's scorer there.",
         "## What is computed, and where it stands",
         "Every answer is scored by three rules. The first decides; a verdict of gain or harm needs the same sign by "
-        "all three, else it is [format_only](verdicts.md#format-only).",
+        "all three, else it is [format_only](verdicts.md#format-only). Where most references are not right strictly "
+        "themselves, as solutions that only end in the answer, the strict rule is left out.",
         table(["", "what it is", "`results.json`", "report"], _PLACES),
         "For each item, `rows.jsonl.gz` in the [trial's folder](how_it_works.md#the-folder-of-a-study) has the output, "
         "what was `extracted` from it, `correct`, `strict`, `anywhere`, `formatted`, and for JSON `parts`.",
