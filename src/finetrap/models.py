@@ -15,7 +15,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.gguf import dequantised, read_header
 from finetrap.in_memory import shown_name
 from finetrap.presets import PRESETS, file_sha256, here
-from finetrap.quiet import quiet_libraries
+from finetrap.quiet import quiet_hub, quiet_libraries
 from finetrap.records import ModelRecord, digest
 
 if TYPE_CHECKING:
@@ -91,11 +91,12 @@ def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            repository,
-            revision=spec.revision,
-            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"],
-        )
+        with quiet_hub():
+            folder = snapshot_download(
+                repository,
+                revision=spec.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"],
+            )
     except Exception as error:
         # The hub's client raises a dozen unrelated types; each is an input that the user can mend.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -11,6 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetrap.errors import StudyError
+from finetrap.quiet import quiet_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -195,7 +196,8 @@ def _dataset(source: str, split: str, data_dir: Path | None) -> "Dataset":
             return datasets.load_from_disk(str(local))[split]
         if local is not None and (local / "state.json").is_file():
             return datasets.load_from_disk(str(local))
-        return datasets.load_dataset(str(local or name), configuration or None, split=split)
+        with quiet_hub():
+            return datasets.load_dataset(str(local or name), configuration or None, split=split)
     except Exception as error:
         # datasets and the hub's client raise a dozen unrelated types; each is an input that the user can mend.
         said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
