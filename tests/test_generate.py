@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetrap import generate as generate_module
-from finetrap.generate import generate_greedy
+from finetrap.generate import common_prefix, generate_greedy
 
 PAD = 258
 NEW = 12
@@ -175,9 +175,43 @@ def test_no_prompts_give_no_answers(tiny_model, tiny_tokenizer):
     assert generate_greedy(tiny_model(), tiny_tokenizer, [], max_new_tokens=5, stop_tokens=[]) == []
 
 
-def test_long_prompts_are_taken_a_few_at_a_time(tiny_model, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(generate_module, "TOKENS_AT_A_TIME", 100)
+@pytest.mark.parametrize("shared", [1, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny_tokenizer, family, shared, rows):
+    # 40 tokens are more than Gemma's window of 8 here: most of the prefix is out of sight.
+    model = tiny_model(family)
+    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
+    stops = range(0, 256, 8)
+    results = generate_greedy(
+        model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows
+    )
+    assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+
+
+@pytest.mark.parametrize("limits", [{"TOKENS_AT_A_TIME": 20}, {"CACHE_BYTES": 1}, {"CACHE_BYTES": 60_000}])
+def test_little_memory_changes_no_answer(tiny_model, tiny_tokenizer, monkeypatch, limits):
+    model, prompts = tiny_model(), make_prompts(16)
+    free = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=[PAD])
+    for name, value in limits.items():
+        monkeypatch.setattr(generate_module, name, value)
+    assert generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=[PAD]) == free
+
+
+def test_the_prefix_that_prompts_share_leaves_each_a_token():
+    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2]]) == 1
+    assert common_prefix([[1, 2]]) == 1
+    assert common_prefix([[1], [2]]) == 0
+
+
+def test_progress_tells_of_every_prompt(tiny_model, tiny_tokenizer):
     done = []
-    prompts = [[65] * 30, [66] * 50, [67] * 10]
-    generate_greedy(tiny_model(), tiny_tokenizer, prompts, max_new_tokens=2, stop_tokens=[], progress=done.append)
-    assert done == [2, 1]
+    generate_greedy(
+        tiny_model(),
+        tiny_tokenizer,
+        make_prompts(9),
+        max_new_tokens=2,
+        stop_tokens=[],
+        rows_at_a_time=4,
+        progress=done.append,
+    )
+    assert done == [4, 4, 1]

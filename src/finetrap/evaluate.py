@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from finetrap.data import Encoder, Prompt, too_long
-from finetrap.generate import Generated, generate_greedy
+from finetrap.generate import Generated, common_prefix, generate_greedy
 from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow
@@ -132,18 +132,10 @@ def _choices(
     ]
     for example, prompt, choices in zip(examples, prompts, completions, strict=True):
         _check_length(loaded, example, len(prompt.ids) + max(map(len, choices)))
-    shared = _common_prefix([prompt.ids for prompt in prompts]) if asked.shots else 0
+    shared = common_prefix([prompt.ids for prompt in prompts]) if asked.shots else 0
     items = [ChoiceItem(p.ids[shared:], choices) for p, choices in zip(prompts, completions, strict=True)]
     scored = choice_loglikelihoods(loaded.model, items, prefix=prompts[0].ids[:shared], progress=progress)
     return [_chosen(*row) for row in zip(examples, prompts, completions, scored, strict=True)]
-
-
-def _common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all sequences begin with, one left over for each."""
-    # Whatever the least and the greatest in order share, all in between share too.
-    first, last = min(sequences), max(sequences)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(shared, min(map(len, sequences)) - 1)
 
 
 def _chosen(example: Example, prompt: Prompt, completions: list[list[int]], values: tuple[float, ...]) -> ItemRow:

@@ -1,18 +1,20 @@
-"""Greedy decoding in batches: left-padded, longest prompts first, finished rows leave the batch."""
+"""Greedy decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetrap.attention import by_token_budget
+from finetrap.decoding import Rows, decoding_attention_on
 
-ROWS_AT_A_TIME = 32
-TOKENS_AT_A_TIME = 16_384
-"""Of a batch's prompts, padding included; it bounds the memory of the cache."""
+ROWS_AT_A_TIME = 64
+CACHE_BYTES = 2 << 30
+"""Of keys and values; it bounds the rows."""
+TOKENS_AT_A_TIME = 4096
+"""Of prompts that are read in one pass."""
 
 
 class Generated(NamedTuple):
@@ -45,64 +47,52 @@ def generate_greedy(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Generated]:
     """The likeliest token at every step, until a stop token, a stop text or `max_new_tokens`."""
+    if not prompts:
+        return []
     stop = _Stop(frozenset(stop_tokens), tuple(stop_texts), max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    shared = common_prefix(prompts)
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    capacity = max(map(len, prompts)) - shared + max_new_tokens
+    fitting = CACHE_BYTES // (_bytes_a_token(model) * capacity)
+    rows = Rows(model, rows=max(1, min(rows_at_a_time, len(prompts), fitting)), capacity=capacity)
+    new: dict[int, list[int]] = {}
     results: dict[int, Generated] = {}
-    longest = max(map(len, prompts), default=1)
-    rows = max(1, min(rows_at_a_time, TOKENS_AT_A_TIME // longest))
-    for group in by_token_budget([1] * len(order), rows):
-        chosen = [order[i] for i in group]
-        answers = _generate_batch(model, tokenizer, [prompts[i] for i in chosen], stop)
-        results.update(zip(chosen, answers, strict=True))
-        progress(len(chosen))
-    return [results[i] for i in range(len(prompts))]
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
-    length = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, length - len(prompt) :] = torch.tensor(prompt)
-        mask[row, length - len(prompt) :] = 1
-    return ids, mask
-
-
-def _generate_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], stop: _Stop
-) -> list[Generated]:
-    ids, mask = (tensor.to(model.device) for tensor in _left_padded(prompts))
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    new: list[list[int]] = [[] for _ in prompts]
-    results: dict[int, Generated] = {}
-    alive = list(range(len(prompts)))
-    while alive:
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        chosen = logits[:, -1].argmax(dim=-1)
-        keep = []
-        for row, (index, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-            finished = _finish(tokenizer, new[index], token, stop)
-            if finished is None:
-                keep.append(row)
-            else:
-                results[index] = finished
-        if len(keep) < len(alive):
-            rows = torch.tensor(keep, dtype=torch.long, device=model.device)
-            cache.batch_select_indices(rows)
-            chosen, mask, positions = chosen[rows], mask[rows], positions[rows]
-            alive = [alive[row] for row in keep]
-        ids = chosen[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
-        positions = positions[:, -1:] + 1
+    alive: list[int] = []
+    with decoding_attention_on(model):
+        rows.read_prefix(prompts[0][:shared])
+        logits = torch.empty(0, 0)
+        while waiting or alive:
+            chosen = logits.argmax(dim=-1).tolist() if alive else []
+            started = [waiting.popleft() for _ in range(min(rows.rows - len(alive), len(waiting)))]
+            for part in by_token_budget([len(prompts[i]) - shared for i in started], TOKENS_AT_A_TIME):
+                chosen += rows.read([prompts[started[i]][shared:] for i in part]).argmax(dim=-1).tolist()
+            alive += started
+            new |= {index: [] for index in started}
+            finished = [_finish(tokenizer, new[index], token, stop) for index, token in zip(alive, chosen, strict=True)]
+            results |= {index: done for index, done in zip(alive, finished, strict=True) if done is not None}
+            ended = {row for row, done in enumerate(finished) if done is not None}
+            if ended:
+                progress(len(ended))
+                order = rows.drop(ended)
+                alive, chosen = [alive[row] for row in order], [chosen[row] for row in order]
+            if alive:
+                logits = rows.step(torch.tensor(chosen, device=model.device))
     return [results[index] for index in range(len(prompts))]
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with, one left over for each."""
+    # Whatever the least and the greatest in order share, all in between share too.
+    lists = [list(sequence) for sequence in sequences]
+    first, last = min(lists), max(lists)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(shared, min(map(len, lists)) - 1)
+
+
+def _bytes_a_token(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize)
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, new: list[int], token: int, stop: _Stop) -> Generated | None:
