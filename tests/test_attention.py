@@ -42,11 +42,11 @@ def test_branches_of_a_tree_behind_a_shared_prefix_equal_each_path_alone(tiny_mo
     prefix, trunk, branches = list(range(100, 113)), list(range(60, 71)), [list(range(20, 29)), [33], [40, 41]]
     ids = [*prefix, *trunk, *(token for branch in branches for token in branch)]
     own = len(ids) - len(prefix)
-    mask = torch.ones(own, len(ids), dtype=torch.bool).tril(diagonal=len(prefix))
+    mask = torch.ones(own, own, dtype=torch.bool).tril()
     positions = list(range(len(prefix) + len(trunk)))
     start = len(trunk)
     for branch in branches:
-        mask[start : start + len(branch), len(prefix) + len(trunk) : len(prefix) + start] = False
+        mask[start : start + len(branch), len(trunk) : start] = False
         positions.extend(range(len(prefix) + len(trunk), len(prefix) + len(trunk) + len(branch)))
         start += len(branch)
     spans = (Span(0, len(prefix)), Span(len(prefix), len(ids), len(prefix), mask))

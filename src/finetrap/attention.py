@@ -1,35 +1,48 @@
 """Attention for packed rows: many sequences in one row, none of which sees another, no padding.
 
 Registered with Transformers' `AttentionInterface`, so that it serves every family without a copy
-of model code. Each span of a row is one call of torch's scaled dot product attention: on a CPU
-that is cheaper than one call with a block mask over the whole row, by far.
+of model code. Each span of a row is attended to by itself, in blocks of queries, forward and backward
+written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are two
+to three times faster than torch's scaled dot product attention and its backward pass, and by far faster
+than one call with a block mask over the whole row.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetrap.errors import StudyError
 
 NAME = "finetrap_packed"
+QUERIES_AT_A_TIME = 256
+"""Of a block: what bounds the scores in memory, and what keys after it are not computed."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens `start` to `stop` of a row, which see each other and the row's first `prefix` tokens."""
+    """Tokens `start` to `stop` of a row, which see the row's first `prefix` tokens and, causally, each other."""
 
     start: int
     stop: int
     prefix: int = 0
-    mask: Bool[Tensor, "queries keys"] | None = None
-    """Which keys (the prefix's, then the span's own) each query sees; None: causal, no prefix."""
+    mask: Bool[Tensor, "queries own"] | None = None
+    """Which of the span's own tokens each of them sees; None: those before it, and itself."""
+
+
+class Block(NamedTuple):
+    """Some queries of a span and all keys that they see, as positions in the row."""
+
+    queries: slice
+    prefix: slice
+    own: slice
+    bias: Float[Tensor, "queries keys"] | None
+    """Added to the scores: minus infinity where a query does not see a key; None where it sees them all."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +51,115 @@ class PackedRow:
 
     input_ids: Int[Tensor, "1 tokens"]
     position_ids: Int[Tensor, "1 tokens"]
-    """Restart with every sequence."""
+    """Restart with every sequence, after its prefix."""
     spans: tuple[Span, ...]
     """In order, without gaps."""
+    _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
 
-    def visible(self, span: Span, window: int) -> Bool[Tensor, "queries keys"]:
-        """The span's mask, narrowed to a sliding window of `window` positions."""
+    def blocks(self, window: int | None, like: Tensor) -> list[Block]:
+        """The row's blocks under a sliding window of `window` positions; the same in every layer that has it."""
+        if window not in self._blocks:
+            self._blocks[window] = [
+                self._block(span, start, min(start + QUERIES_AT_A_TIME, span.stop), window, like)
+                for span in self.spans
+                for start in range(span.start, span.stop, QUERIES_AT_A_TIME)
+            ]
+        return self._blocks[window]
+
+    def _block(self, span: Span, start: int, stop: int, window: int | None, like: Tensor) -> Block:
         positions = self.position_ids[0]
-        own = positions[span.start : span.stop]
-        keys = torch.cat([positions[: span.prefix], own])
-        mask = span.mask if span.mask is not None else own[:, None] >= keys[None, :]
-        return mask & (own[:, None] - keys[None, :] < window)
+        keys = torch.cat([positions[: span.prefix], positions[span.start : stop]])
+        distance = positions[start:stop, None] - keys[None, :]
+        visible = distance >= 0
+        if span.mask is not None:
+            own = span.mask[start - span.start : stop - span.start, : stop - span.start]
+            visible[:, span.prefix :] &= own.to(visible.device)
+        if window is not None:
+            visible &= distance < window
+        seen = visible.any(dim=0).nonzero()[:, 0]
+        # What no query of the block sees is cut off at both ends: the keys that a window has left behind.
+        first_of_prefix = min(int(seen[0]), span.prefix)
+        first_own = max(0, int(seen[seen >= span.prefix][0]) - span.prefix)
+        visible = torch.cat([visible[:, first_of_prefix : span.prefix], visible[:, span.prefix + first_own :]], dim=1)
+        bias = None if bool(visible.all()) else torch.zeros_like(visible, dtype=like.dtype)
+        if bias is not None:
+            bias.masked_fill_(~visible, float("-inf"))
+        return Block(
+            slice(start, stop), slice(first_of_prefix, span.prefix), slice(span.start + first_own, stop), bias
+        )
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Softmax(scale Q K^T) V within each block; the backward pass computes the weights again.
+
+    Derivatives as in FlashAttention (arXiv:2205.14135, appendix B.4). Gradients of keys and values add up in
+    float32, since many blocks share a prefix.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
+    ) -> Float[Tensor, "1 tokens heads size"]:
+        ctx.save_for_backward(query, key, value)
+        ctx.blocks, ctx.scale = blocks, scale
+        _, heads, tokens, _ = query.shape
+        attended = value.new_empty(1, tokens, heads, value.shape[3])
+        for block in blocks:
+            keys, values = _seen(key, block), _seen(value, block)
+            queries = _by_key_head(query[0, :, block.queries], key.shape[1])
+            out = torch.bmm(_weights(queries, keys, block, scale), values)
+            attended[0, block.queries] = _by_head(out, heads).transpose(0, 1)
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value = ctx.saved_tensors
+        heads, key_heads = query.shape[1], key.shape[1]
+        d_query = torch.empty_like(query)
+        d_key, d_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
+        for block in ctx.blocks:
+            keys, values = _seen(key, block), _seen(value, block)
+            queries = _by_key_head(query[0, :, block.queries], key_heads)
+            above = _by_key_head(gradient[0, block.queries].transpose(0, 1), key_heads)
+            weights = _weights(queries, keys, block, ctx.scale)
+            d_weights = torch.bmm(above, values.transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads).mul_(ctx.scale)
+            _add_seen(d_key, block, torch.bmm(d_scores.transpose(1, 2), queries).mul_(ctx.scale))
+            _add_seen(d_value, block, torch.bmm(weights.transpose(1, 2), above))
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+
+
+def _weights(
+    queries: Float[Tensor, "key_heads queries size"], keys: Float[Tensor, "key_heads keys size"], block: Block, scale: float
+) -> Float[Tensor, "key_heads queries keys"]:
+    if block.bias is None:
+        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+    else:
+        bias = block.bias.repeat(queries.shape[1] // block.bias.shape[0], 1)
+        scores = torch.baddbmm(bias[None], queries, keys.transpose(1, 2), alpha=scale)
+    return scores.softmax(dim=-1)
+
+
+def _seen(keys: Float[Tensor, "1 heads tokens size"], block: Block) -> Float[Tensor, "heads keys size"]:
+    own = keys[0, :, block.own]
+    return torch.cat([keys[0, :, block.prefix], own], dim=1) if block.prefix.stop > block.prefix.start else own
+
+
+def _add_seen(total: Tensor, block: Block, part: Float[Tensor, "heads keys size"]) -> None:
+    shared = block.prefix.stop - block.prefix.start
+    total[0, :, block.own] += part[:, shared:]
+    if shared:
+        total[0, :, block.prefix] += part[:, :shared]
+
+
+def _by_key_head(tensor: Float[Tensor, "heads queries size"], key_heads: int) -> Float[Tensor, "key_heads rows size"]:
+    """The queries of all heads that share a key head, one after another: grouped heads without a copy of the keys."""
+    return tensor.reshape(key_heads, -1, tensor.shape[2])
+
+
+def _by_head(tensor: Float[Tensor, "key_heads rows size"], heads: int) -> Float[Tensor, "heads queries size"]:
+    return tensor.view(heads, -1, tensor.shape[2])
 
 
 def packed_attention(
@@ -59,36 +170,17 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    dropout: float = 0.0,
     sliding_window: int | None = None,
     packed: PackedRow,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads size"], None]:
-    """Attention within each span of `packed`; the signature is that of `AttentionInterface`."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    attended = []
-    for span in packed.spans:
-        own_keys, own_values = key[:, :, span.start : span.stop], value[:, :, span.start : span.stop]
-        if span.prefix:
-            own_keys = torch.cat([key[:, :, : span.prefix], own_keys], dim=2)
-            own_values = torch.cat([value[:, :, : span.prefix], own_values], dim=2)
-        mask = span.mask
-        if sliding_window is not None and own_keys.shape[2] > sliding_window:
-            mask = packed.visible(span, sliding_window)
-        attended.append(
-            scaled_dot_product_attention(
-                query[:, :, span.start : span.stop],
-                own_keys,
-                own_values,
-                attn_mask=mask,
-                dropout_p=dropout if module.training else 0.0,
-                is_causal=mask is None,
-                scale=scaling,
-            )
-        )
-    return torch.cat(attended, dim=2).transpose(1, 2), None
+    """Attention within each span of `packed`; the signature is that of `AttentionInterface`.
+
+    The dropout of attention weights that a few configurations ask for is left out.
+    """
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    attended: Tensor = _PackedAttention.apply(query, key, value, packed.blocks(sliding_window, query), scale)  # type: ignore[no-untyped-call]
+    return attended, None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -69,7 +69,7 @@ def _row_loglikelihoods(
             targets.extend(choice)
             ids.extend(choice)
             positions.extend(range(len(prefix) + len(item.context), len(prefix) + len(item.context) + len(choice)))
-        spans.append(Span(start, len(ids), len(prefix), _tree_mask(len(prefix), item).to(model.device)))
+        spans.append(Span(start, len(ids), len(prefix), _tree_mask(item)))
     row = PackedRow(
         torch.tensor([ids], device=model.device), torch.tensor([positions], device=model.device), tuple(spans)
     )
@@ -90,15 +90,15 @@ def _sums(losses: list[float], items: Sequence[ChoiceItem]) -> list[tuple[float,
     return results
 
 
-def _tree_mask(prefix: int, item: ChoiceItem) -> Bool[Tensor, "queries keys"]:
-    """Which keys each token of an item sees: the prefix, the context, and of the choices its own."""
+def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"]:
+    """Which tokens of an item each of them sees: the context, and of the choices its own."""
     mask = torch.ones(item.length, item.length, dtype=torch.bool).tril()
     start = len(item.context)
     for choice in item.choices:
         stop = start + len(choice)
         mask[start:stop, len(item.context) : start] = False
         start = stop
-    return torch.cat([torch.ones(item.length, prefix, dtype=torch.bool), mask], dim=1)
+    return mask
 
 
 def text_loglikelihoods(
