@@ -17,6 +17,7 @@ from finetrap.attention import packed_attention_on
 from finetrap.config import DEFAULT_ARMS, ModelSpec, make_study
 from finetrap.data import Encoder, load_test
 from finetrap.evaluate import Asked, evaluate
+from finetrap.loss import TrainingRow
 from finetrap.method import Training
 from finetrap.models import LoadedModel, find, load
 from finetrap.records import Planned
@@ -24,7 +25,7 @@ from finetrap.results import Results
 from finetrap.scoring import score_number
 from finetrap.store import Store
 from finetrap.task import Example, Task, get_task
-from finetrap.train import TrainingRow, completion_losses, train, validation_loss
+from finetrap.train import train, validation_loss
 from finetrap.trial import load_checkpoint
 
 # --- tokenizers like the real ones, a token for each byte ------------------------------------------------------------
@@ -396,11 +397,12 @@ def test_the_end_of_turn_carries_loss(loaded, chat):
     ids, prompt_length = Encoder(loaded.tokenizer, SUMS, chat=chat).training_row(ASKED)
     row, other = (TrainingRow([*ids[:-1], end], prompt_length) for end in (ids[-1], 70))
     with torch.no_grad(), packed_attention_on(loaded.model):
-        losses, changed = (completion_losses(loaded.model, [r]) for r in (row, other))
         whole, whole_changed = (validation_loss(loaded.model, [r]) for r in (row, other))
-    torch.testing.assert_close(losses[:-1], changed[:-1])
-    assert abs(losses[-1] - changed[-1]) > 1e-3
-    assert whole - whole_changed == pytest.approx(float(losses[-1] - changed[-1]) / len(losses), rel=1e-4)
+    with torch.no_grad():
+        logs = loaded.model(torch.tensor([row.ids])).logits[0, -2].log_softmax(dim=-1)
+    assert abs(whole - whole_changed) > 1e-4
+    last = float(logs[70] - logs[row.ids[-1]])
+    assert whole - whole_changed == pytest.approx(last / row.completion_length, rel=1e-3)
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])

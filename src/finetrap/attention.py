@@ -50,8 +50,8 @@ class PackedRow:
     """One row of tokens with its spans."""
 
     input_ids: Int[Tensor, "1 tokens"]
-    position_ids: Int[Tensor, "1 tokens"]
-    """Restart with every sequence, after its prefix."""
+    position_ids: Int[Tensor, "1 keys"]
+    """Restart with every sequence, after its prefix. A prefix computed before has its positions in front."""
     spans: tuple[Span, ...]
     """In order, without gaps."""
     _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
@@ -84,9 +84,7 @@ class PackedRow:
         bias = None if bool(visible.all()) else torch.zeros_like(visible, dtype=like.dtype)
         if bias is not None:
             bias.masked_fill_(~visible, float("-inf"))
-        return Block(
-            slice(start, stop), slice(first_of_prefix, span.prefix), slice(span.start + first_own, stop), bias
-        )
+        return Block(slice(start, stop), slice(first_of_prefix, span.prefix), slice(span.start + first_own, stop), bias)
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -97,22 +95,15 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
     ) -> Float[Tensor, "1 tokens heads size"]:
         ctx.save_for_backward(query, key, value)
         ctx.blocks, ctx.scale = blocks, scale
-        _, heads, tokens, _ = query.shape
-        attended = value.new_empty(1, tokens, heads, value.shape[3])
-        for block in blocks:
-            keys, values = _seen(key, block), _seen(value, block)
-            queries = _by_key_head(query[0, :, block.queries], key.shape[1])
-            out = torch.bmm(_weights(queries, keys, block, scale), values)
-            attended[0, block.queries] = _by_head(out, heads).transpose(0, 1)
-        return attended
+        return attend(query, key, value, blocks, scale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         heads, key_heads = query.shape[1], key.shape[1]
         d_query = torch.empty_like(query)
@@ -130,8 +121,30 @@ class _PackedAttention(torch.autograd.Function):
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
 
 
+def attend(
+    query: Float[Tensor, "1 heads queries size"],
+    key: Float[Tensor, "1 key_heads tokens size"],
+    value: Float[Tensor, "1 key_heads tokens size"],
+    blocks: Sequence[Block],
+    scale: float,
+) -> Float[Tensor, "1 queries heads size"]:
+    """Attention within each block, without a gradient; the queries are the last of the tokens that the keys are of."""
+    _, heads, tokens, _ = query.shape
+    before = key.shape[2] - tokens
+    attended = value.new_empty(1, tokens, heads, value.shape[3])
+    for block in blocks:
+        asking = slice(block.queries.start - before, block.queries.stop - before)
+        queries = _by_key_head(query[0, :, asking], key.shape[1])
+        out = torch.bmm(_weights(queries, _seen(key, block), block, scale), _seen(value, block))
+        attended[0, asking] = _by_head(out, heads).transpose(0, 1)
+    return attended
+
+
 def _weights(
-    queries: Float[Tensor, "key_heads queries size"], keys: Float[Tensor, "key_heads keys size"], block: Block, scale: float
+    queries: Float[Tensor, "key_heads queries size"],
+    keys: Float[Tensor, "key_heads keys size"],
+    block: Block,
+    scale: float,
 ) -> Float[Tensor, "key_heads queries keys"]:
     if block.bias is None:
         scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
@@ -245,16 +258,26 @@ _UNSUPPORTED = (
 )
 
 
-def pack_causal(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedRow:
-    """One row out of plain causal sequences."""
-    ids: list[int] = []
-    positions: list[int] = []
-    spans: list[Span] = []
+def pack_causal(sequences: Sequence[Sequence[int]], device: torch.device | str, *, prefix: int = 0) -> PackedRow:
+    """One row out of plain causal sequences, the first `prefix` tokens, which all share, in a span of their own."""
+    ids = list(sequences[0][:prefix])
+    positions = list(range(prefix))
+    spans = [Span(0, prefix)] if prefix else []
     for sequence in sequences:
-        spans.append(Span(len(ids), len(ids) + len(sequence)))
-        ids.extend(sequence)
-        positions.extend(range(len(sequence)))
+        start = len(ids)
+        ids.extend(sequence[prefix:])
+        positions.extend(range(prefix, len(sequence)))
+        spans.append(Span(start, len(ids), prefix))
     return PackedRow(torch.tensor([ids], device=device), torch.tensor([positions], device=device), tuple(spans))
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with, one left over for each."""
+    # Whatever the least and the greatest in order share, all in between share too.
+    lists = [list(sequence) for sequence in sequences]
+    first, last = min(lists), max(lists)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return max(0, min(shared, min(map(len, lists)) - 1))
 
 
 def by_token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -79,14 +79,26 @@ def check_memory(parameters: int, *, dtype: str, device: str, name: str) -> None
         StudyError: it does not.
     """
     needed = full_training_bytes(parameters, dtype=dtype)
-    if device.startswith("cuda"):
-        import torch
-
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_memory_bytes(device)
     if needed > free:
         raise StudyError(
             f"full fine-tuning of {name} needs {needed / 2**30:.1f} GiB for weights, gradients and optimiser, and "
             f"{free / 2**30:.1f} GiB are free; leave the full arms out (--arm lora --arm dora), or use a smaller model."
         )
+
+
+def free_memory_bytes(device: str) -> int:
+    """Memory that is free on a device."""
+    if device.startswith("cuda"):
+        import torch
+
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch raised an error for want of memory: on a GPU it has a type, on a CPU only a text."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

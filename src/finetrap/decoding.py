@@ -2,21 +2,25 @@
 
 Registered with Transformers' `AttentionInterface`, as `finetrap.attention` is, and for the same reason. Keys and values
 are kept here and not in one of Transformers' caches: those of the shared prefix once, whatever the number of rows, and
-those of each row in a place of its own, allocated once. A step attends to the prefix for all rows in one product; one
-softmax over the scores of both parts is the two-part attention that is usually merged through its log-sum-exp.
+those of each row in a place of its own, allocated once. A step attends to the prefix for all rows at once, to each
+row's own part, and merges the two through their log-sum-exp.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from finetrap.attention import PackedRow, Span, attend
+
 NAME = "finetrap_decoding"
+TYPICAL_ROWS = 32
+"""For which oneDNN chooses the order of weights."""
 
 
 class Rows:
@@ -34,8 +38,8 @@ class Rows:
         self.prefix_length = 0
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._reading: list[tuple[int, int, int]] | None = None
-        self._visible: dict[int | None, Bool[Tensor, "active keys"]] = {}
+        self._reading: _Reading | None = None
+        self._seen: dict[int | None, _Seen] = {}
 
     def read_prefix(self, prefix: Sequence[int]) -> None:
         """Compute what all rows share; before any row is read."""
@@ -53,7 +57,7 @@ class Rows:
 
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocabulary"]:
         """Add a token to every row in use; logits of what comes next."""
-        self._visible = {}
+        self._seen = {}
         logits: Tensor = self.model(
             input_ids=tokens[:, None],
             position_ids=(self.prefix_length + self.lengths[: self.active])[:, None],
@@ -86,37 +90,39 @@ class Rows:
         return order[:left]
 
     def _read(self, sequences: Sequence[tuple[int, Sequence[int]]]) -> Float[Tensor, "sequences vocabulary"]:
+        device, prefix = self.lengths.device, self.prefix_length
         ids: list[int] = []
-        positions: list[int] = []
-        self._reading = []
-        for row, sequence in sequences:
-            self._reading.append((row, len(ids), len(ids) + len(sequence)))
+        positions = list(range(prefix))
+        spans: list[Span] = []
+        for _, sequence in sequences:
+            start = prefix + len(ids)
+            spans.append(Span(start, start + len(sequence), prefix))
             ids.extend(sequence)
-            positions.extend(range(self.prefix_length, self.prefix_length + len(sequence)))
-        device = self.lengths.device
-        last = torch.tensor([stop - 1 for _, _, stop in self._reading], device=device)
+            positions.extend(range(prefix, prefix + len(sequence)))
+        input_ids, position_ids = (torch.tensor([part], device=device) for part in (ids, positions))
+        # The prefix was computed before: its keys stand in front, and it asks nothing.
+        self._reading = _Reading([row for row, _ in sequences], PackedRow(input_ids, position_ids, tuple(spans)))
         logits: Tensor = self.model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=input_ids,
+            position_ids=position_ids[:, prefix:],
             use_cache=False,
-            logits_to_keep=last,
+            logits_to_keep=torch.tensor([span.stop - 1 - prefix for span in spans], device=device),
             rows=self,
         ).logits
         self._reading = None
         return logits[0]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
-    ) -> Float[Tensor, "batch heads tokens size"]:
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
+    ) -> Float[Tensor, "batch tokens heads size"]:
         """Attention of one layer: of prompts that are read, or of the next token of every row."""
-        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         if self._reading is not None:
             return self._attend_reading(self._reading, layer, query, key, value, scale, window)
         return self._attend_step(layer, query, key, value, scale, window)
 
     def _attend_reading(
         self,
-        reading: Sequence[tuple[int, int, int]],
+        reading: "_Reading",
         layer: int,
         query: Tensor,
         key: Tensor,
@@ -125,60 +131,42 @@ class Rows:
         window: int | None,
     ) -> Tensor:
         prefix = self._prefix.get(layer)
-        attended = []
-        for row, start, stop in reading:
-            keys, values = key[:, :, start:stop], value[:, :, start:stop]
+        for row, span in zip(reading.rows, reading.packed.spans, strict=True):
+            own = slice(span.start - span.prefix, span.stop - span.prefix)
             if row < 0:
-                self._prefix[layer] = (keys[0].clone(), values[0].clone())
-            else:
-                own_keys, own_values = self._own_of(layer, key)
-                own_keys[row, :, : stop - start] = keys[0]
-                own_values[row, :, : stop - start] = values[0]
-            mask = None
-            if row >= 0 and prefix is not None:
-                keys, values = (torch.cat([p[None], own], dim=2) for p, own in zip(prefix, (keys, values), strict=True))
-            if keys.shape[2] > stop - start or (window is not None and keys.shape[2] > window):
-                mask = _causal(stop - start, keys.shape[2], window, query.device)
-            groups = query.shape[1] // keys.shape[1]
-            attended.append(
-                scaled_dot_product_attention(
-                    query[:, :, start:stop],
-                    keys.repeat_interleave(groups, dim=1),
-                    values.repeat_interleave(groups, dim=1),
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    scale=scale,
-                )
-            )
-        return torch.cat(attended, dim=2)
+                self._prefix[layer] = (key.contiguous(), value.contiguous())
+                continue
+            for kept, new in zip(self._own_of(layer, key), (key, value), strict=True):
+                kept[row, :, : span.stop - span.start] = new[0, :, own]
+        if prefix is not None:
+            key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
+        return attend(query, key, value, reading.packed.blocks(window, query), scale)
 
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        active, lengths = self.active, self.lengths[: self.active]
+        active, heads, size = self.active, key.shape[1], key.shape[3]
+        seen = self._seen_by_step(window, query)
         keys, values = self._own_of(layer, key)
-        rows = torch.arange(active, device=lengths.device)
-        keys[rows, :, lengths] = key[:, :, 0]
-        values[rows, :, lengths] = value[:, :, 0]
-        visible = self._visible_keys(window)
-        longest = visible.shape[1] - self.prefix_length
-        heads, size = key.shape[1], key.shape[3]
+        keys[seen.rows, :, seen.lengths] = key[:, :, 0]
+        values[seen.rows, :, seen.lengths] = value[:, :, 0]
+        keys, values = keys[:active, :, seen.own], values[:active, :, seen.own]
+        # The heads of a group stand where queries do, and share their keys.
         grouped = query.view(active, heads, -1, size)
-        own_keys, own_values = keys[:active, :, :longest], values[:active, :, :longest]
-        scores = grouped @ own_keys.transpose(2, 3)
-        prefix = self._prefix.get(layer)
-        if prefix is not None:
-            # One product for all rows: rows and the heads of a group stand in one dimension.
-            together = grouped.transpose(0, 1).reshape(heads, -1, size)
-            shared = (together @ prefix[0].transpose(1, 2)).view(heads, active, -1, self.prefix_length).transpose(0, 1)
-            scores = torch.cat([shared, scores], dim=3)
-        scores = (scores.float() * scale).masked_fill(~visible[:, None, None], float("-inf"))
-        weights = scores.softmax(dim=-1).to(value.dtype)
-        attended = weights[..., self.prefix_length :] @ own_values
-        if prefix is not None:
-            together = weights[..., : self.prefix_length].transpose(0, 1).reshape(heads, -1, self.prefix_length)
-            attended = attended + (together @ prefix[1]).view(heads, active, -1, size).transpose(0, 1)
-        return attended.reshape(active, -1, 1, size)
+        own = _attention_with_lse(grouped, keys, values, seen.own_bias, scale)
+        if seen.prefix.start == seen.prefix.stop:
+            return own.attended.reshape(active, 1, -1, size)
+        together = grouped.transpose(0, 1).reshape(1, heads, -1, size)
+        keys, values = (part[:, :, seen.prefix] for part in self._prefix[layer])
+        bias = seen.prefix_bias
+        if bias is not None:
+            bias = bias[:, None].expand(-1, grouped.shape[2], -1).reshape(1, 1, -1, bias.shape[1])
+        shared = _attention_with_lse(together, keys, values, bias, scale)
+        of_prefix = shared.attended.view(heads, active, -1, size).transpose(0, 1)
+        # Softmax over both parts (arXiv:2205.14135, section 3.1): each weighs exp(lse) of the whole.
+        share = torch.sigmoid(shared.lse.view(heads, active, -1).transpose(0, 1) - own.lse)[..., None]
+        merged = torch.lerp(own.attended.float(), of_prefix.float(), share)
+        return merged.to(value.dtype).reshape(active, 1, -1, size)
 
     def _own_of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._own:
@@ -186,22 +174,80 @@ class Rows:
             self._own[layer] = (like.new_zeros(shape), like.new_zeros(shape))
         return self._own[layer]
 
-    def _visible_keys(self, window: int | None) -> Bool[Tensor, "active keys"]:
-        """Which keys (the prefix's, then a row's own) the next token of each row sees; the same in every layer."""
-        if window not in self._visible:
-            lengths = self.lengths[: self.active, None]
-            own = torch.arange(int(lengths.max()) + 1, device=lengths.device)[None]
-            distance = lengths - torch.arange(-self.prefix_length, own.shape[1], device=lengths.device)[None]
-            visible = distance >= 0
-            self._visible[window] = visible if window is None else visible & (distance < window)
-        return self._visible[window]
+    def _seen_by_step(self, window: int | None, like: Tensor) -> "_Seen":
+        """What the next token of each row sees; the same in every layer of a step."""
+        if window not in self._seen:
+            device, lengths, prefix = self.lengths.device, self.lengths[: self.active], self.prefix_length
+            longest, shortest = int(lengths.max()), int(lengths.min())
+            reach = longest + prefix + 1 if window is None else window
+            own, shared = (
+                slice(max(0, first), stop)
+                for first, stop in (
+                    (shortest + 1 - reach, longest + 1),
+                    (min(prefix, shortest + prefix + 1 - reach), prefix),
+                )
+            )
+            distance = lengths[:, None] - torch.arange(own.start, own.stop, device=device)
+            from_prefix = lengths[:, None] + prefix - torch.arange(shared.start, shared.stop, device=device)
+            own_bias = _bias((distance >= 0) & (distance < reach), like)
+            rows = torch.arange(self.active, device=device)
+            self._seen[window] = _Seen(
+                rows,
+                lengths,
+                own,
+                None if own_bias is None else own_bias[:, None, None],
+                shared,
+                _bias(from_prefix < reach, like),
+            )
+        return self._seen[window]
 
 
-def _causal(queries: int, keys: int, window: int | None, device: torch.device) -> Bool[Tensor, "queries keys"]:
-    """The last `queries` of `keys` positions see what is before them, a window of it."""
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None]
-    visible = distance >= 0
-    return visible if window is None else visible & (distance < window)
+class _Reading(NamedTuple):
+    """Prompts that are read: the row of each, and all of them packed behind the prefix."""
+
+    rows: list[int]
+    packed: PackedRow
+
+
+class _Seen(NamedTuple):
+    """What the next tokens see of their rows and of the prefix."""
+
+    rows: Int[Tensor, " active"]
+    lengths: Int[Tensor, " active"]
+    own: slice
+    own_bias: Float[Tensor, "active 1 1 own"] | None
+    prefix: slice
+    prefix_bias: Float[Tensor, "active prefix"] | None
+
+
+class _Attended(NamedTuple):
+    attended: Float[Tensor, "batch heads queries size"]
+    lse: Float[Tensor, "batch heads queries"]
+    """Log of the sum of exp(score), in float32."""
+
+
+def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "rows keys"] | None:
+    """What is added to scores; None for nothing.
+
+    Not minus infinity, since a row that sees nothing of the prefix would have no softmax.
+    """
+    if bool(visible.all()):
+        return None
+    return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min / 2)
+
+
+def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> _Attended:
+    if query.device.type == "cpu":
+        mask = None if bias is None else bias.expand(-1, -1, query.shape[2], -1)
+        return _Attended(
+            *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, False, attn_mask=mask, scale=scale
+            )
+        )
+    scores = (query @ key.transpose(2, 3)).float() * scale
+    scores = scores if bias is None else scores + bias
+    lse = scores.logsumexp(dim=-1)
+    return _Attended((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
 
 
 def _attention(
@@ -217,8 +263,8 @@ def _attention(
     **_: Any,
 ) -> tuple[Float[Tensor, "batch tokens heads size"], None]:
     layer: int = module.layer_idx  # type: ignore[assignment]
-    attended = rows.attend(layer, query, key, value, scaling=scaling, window=sliding_window)
-    return attended.transpose(1, 2), None
+    scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    return rows.attend(layer, query, key, value, scale=scale, window=sliding_window), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -230,6 +276,32 @@ def decoding_attention_on(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
-        yield
+        with _reordered_weights(model):
+            yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def _reordered_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, linear layers in bfloat16 on a CPU have their weights in oneDNN's own order.
+
+    It would else be made for every product, which for a few rows takes as long as the product. The results are the same
+    to the last bit; the weights are twice in memory.
+    """
+    linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        linears = []
+    for module in linears:
+        weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
+        module.forward = partial(_reordered_linear, weight, module.bias)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in linears:
+            del module.forward
+
+
+def _reordered_linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return product

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from finetrap.attention import common_prefix
 from finetrap.data import Encoder, Prompt, too_long
-from finetrap.generate import Generated, common_prefix, generate_greedy
+from finetrap.generate import Generated, generate_greedy
 from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetrap.attention import by_token_budget
+from finetrap.attention import by_token_budget, common_prefix
 from finetrap.decoding import Rows, decoding_attention_on
 
 ROWS_AT_A_TIME = 64
@@ -78,15 +78,6 @@ def generate_greedy(
             if alive:
                 logits = rows.step(torch.tensor(chosen, device=model.device))
     return [results[index] for index in range(len(prompts))]
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with, one left over for each."""
-    # Whatever the least and the greatest in order share, all in between share too.
-    lists = [list(sequence) for sequence in sequences]
-    first, last = min(lists), max(lists)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(shared, min(map(len, lists)) - 1)
 
 
 def _bytes_a_token(model: PreTrainedModel) -> int:

@@ -6,27 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from finetrap.attention import by_token_budget, logits_at, pack_causal
+from finetrap.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
 from finetrap.records import TrainingLogEntry
 
-TOKENS_AT_A_TIME = 2048
-"""Of a micro-batch: large enough for the matrix products to run at full speed on a CPU."""
 VALIDATIONS = 4
 """How often validation loss is measured in a run, evenly spaced, the end included."""
-
-
-class TrainingRow(NamedTuple):
-    """A sequence to learn from."""
-
-    ids: list[int]
-    """Prompt, completion and end-of-turn token."""
-    prompt_length: int
-    """Tokens at the beginning that carry no loss."""
 
 
 class Trained(NamedTuple):
@@ -132,7 +119,8 @@ def train(
     )
     validate_at = {math.ceil(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
 
-    before = validation_loss(model, validation)
+    losses = CompletionLoss(model)
+    before = _validated(losses, validation)
     best, best_step, best_weights = before, 0, masters.snapshot()
     validated: float | None = before
     limit: float | None = None
@@ -145,8 +133,7 @@ def train(
         rate = training.learning_rate * _schedule(step, steps, training.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        masters.zero_grad()
-        loss = _accumulate(model, batch)
+        loss = losses.backward(batch, forget=masters.zero_grad)
         norm = float(torch.nn.utils.clip_grad_norm_(masters.masters, training.clip))
         tokens += sum(len(row.ids) for row in batch)
         limit = limit or explosion_limit(model, loss)
@@ -156,7 +143,7 @@ def train(
         optimiser.step()
         masters.publish()
         if step in validate_at:
-            validated = validation_loss(model, validation)
+            validated = _validated(losses, validation)
             model.train()
             # After the last step no training loss tells any more. Not `>`, which a NaN would pass.
             if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
@@ -209,39 +196,13 @@ def _batches(rows: Sequence[TrainingRow], batch_size: int, epochs: int, seed: in
             yield [rows[i] for i in order[start : start + batch_size]]
 
 
-def _accumulate(model: torch.nn.Module, batch: Sequence[TrainingRow]) -> float:
-    """Add up the gradients of a batch, packed; returns its mean loss a completion token."""
-    completion_tokens = sum(len(row.ids) - row.prompt_length for row in batch)
-    total = 0.0
-    for group in by_token_budget([len(row.ids) for row in batch], TOKENS_AT_A_TIME):
-        loss = completion_losses(model, [batch[i] for i in group]).sum() / completion_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.item()
-    return total
-
-
-def completion_losses(model: torch.nn.Module, rows: Sequence[TrainingRow]) -> Float[Tensor, " completion_tokens"]:
-    """Nats of each completion token of some rows, one packed forward pass; within `packed_attention_on`."""
-    device = next(model.parameters()).device
-    packed = pack_causal([row.ids for row in rows], device)
-    predicting: list[int] = []
-    targets: list[int] = []
-    for span, row in zip(packed.spans, rows, strict=True):
-        predicting.extend(range(span.start + row.prompt_length - 1, span.stop - 1))
-        targets.extend(row.ids[row.prompt_length :])
-    logits = logits_at(model, packed, torch.tensor(predicting, device=device))
-    return cross_entropy(logits, torch.tensor(targets, device=device), reduction="none")
-
-
-@torch.no_grad()
 def validation_loss(model: torch.nn.Module, rows: Sequence[TrainingRow]) -> float | None:
     """Mean nats a completion token, None without rows; within `packed_attention_on`."""
+    return _validated(CompletionLoss(model), rows)
+
+
+def _validated(loss: CompletionLoss, rows: Sequence[TrainingRow]) -> float | None:
     if not rows:
         return None
-    model.eval()
-    total, count = 0.0, 0
-    for group in by_token_budget([len(row.ids) for row in rows], TOKENS_AT_A_TIME):
-        losses = completion_losses(model, [rows[i] for i in group])
-        total += losses.sum().item()
-        count += losses.numel()
-    return total / count
+    loss.model.eval()
+    return loss.mean(rows)

@@ -14,6 +14,7 @@ from finetrap.cost import folder_bytes, measure
 from finetrap.data import Encoder, Splits, draw_shots
 from finetrap.errors import StudyError
 from finetrap.evaluate import Asked, evaluate, most_common_answer
+from finetrap.loss import TrainingRow
 from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
 from finetrap.plan import TaskItems, missing, test_items
@@ -30,7 +31,7 @@ from finetrap.records import (
 )
 from finetrap.store import Store, now
 from finetrap.task import Example, Task
-from finetrap.train import TrainingRow, train
+from finetrap.train import train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

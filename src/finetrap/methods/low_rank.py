@@ -13,6 +13,8 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
     def prepare(model: "PreTrainedModel") -> "Module":
         from peft import LoraConfig, get_peft_model
 
+        from finetrap.adapters import speed_up
+
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
@@ -21,8 +23,8 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
             use_dora=use_dora,
             task_type="CAUSAL_LM",
         )
-        # The float32 masters of the training loop serve adapters and full fine-tuning alike.
-        wrapped: Module = get_peft_model(model, config, autocast_adapter_dtype=False)
+        wrapped: Module = get_peft_model(model, config)
+        speed_up(wrapped)
         return wrapped
 
     return Method(training=training, prepare=prepare, adapter=True)

@@ -1,0 +1,142 @@
+"""PEFT's LoRA and DoRA layers with a forward and backward pass of their own; parameters, names and files stay PEFT's.
+
+PEFT computes the base layer, the adapter and their sum one after another, and for DoRA the whole of W + s B A at every
+pass, for the norms of its rows. Here the adapter's product is added within the matrix product, and the norms come from
+products of the adapter's rank. What is no plain LoRA or DoRA layer keeps PEFT's own forward.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class _Lora(torch.autograd.Function):
+    """x W^T + bias + s (x A^T) B^T (arXiv:2106.09685, equation 3)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.dtype = a.dtype
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        narrow = x @ a.T
+        ctx.save_for_backward(x, narrow, weight, a, b)
+        ctx.scale = scale
+        return linear(x, weight, bias).addmm_(narrow, b.T, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow, weight, a, b = ctx.saved_tensors
+        above = (gradient @ b).mul_(ctx.scale)
+        d_a = above.T @ x
+        d_b = (narrow.T @ gradient).T.mul_(ctx.scale)
+        d_x = (gradient @ weight).addmm_(above, a) if ctx.needs_input_grad[0] else None
+        return d_x, None, None, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None
+
+
+class _Dora(torch.autograd.Function):
+    """c (x W^T + s (x A^T) B^T) + bias with c = magnitude / norm, the norm held constant (arXiv:2402.09353, 4.3).
+
+    c is multiplied into W and B, which are smaller than x W^T; the magnitude's gradient comes from the output.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        magnitude: Tensor,
+        norm: Tensor,
+        scale: float,
+    ) -> Tensor:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        column = (magnitude / norm)[:, None].to(x.dtype)
+        narrow = x @ a.T
+        out = linear(x, column * weight, bias).addmm_(narrow, (column * b).T, alpha=scale)
+        ctx.save_for_backward(x, narrow, out, weight, bias, a, b, magnitude, column)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow, out, weight, bias, a, b, magnitude, column = ctx.saved_tensors
+        above = (gradient @ (column * b)).mul_(ctx.scale)
+        d_a = above.T @ x
+        d_b = column * (narrow.T @ gradient).T * ctx.scale
+        d_x = (gradient @ (column * weight)).addmm_(above, a) if ctx.needs_input_grad[0] else None
+        products = (gradient * out).sum(dim=0, dtype=torch.float32)
+        if bias is not None:
+            products -= gradient.sum(dim=0, dtype=torch.float32) * bias
+        return d_x, None, None, d_a.to(magnitude.dtype), d_b.to(magnitude.dtype), products / magnitude, None, None
+
+
+def row_norms(
+    weight: Float[Tensor, "out in"],
+    squared: Float[Tensor, " out"],
+    a: Float[Tensor, "rank in"],
+    b: Float[Tensor, "out rank"],
+    scale: float,
+) -> Float[Tensor, " out"]:
+    """Norm of each row of W + s B A, without that sum: |W|^2 + 2 s B (A W^T) + s^2 B (A A^T) B^T of each row.
+
+    `squared` is |W|^2 of each row, which does not change while W is frozen.
+    """
+    across = (weight @ a.T.to(weight.dtype)).float()
+    wide, narrow = b.float(), a.float()
+    change = wide * (2 * scale * across + scale**2 * (wide @ (narrow @ narrow.T)))
+    return (squared + change.sum(dim=1)).clamp_(min=0).sqrt_()
+
+
+def speed_up(wrapped: torch.nn.Module) -> None:
+    """Give every plain LoRA or DoRA layer of a PEFT model the forward pass of this module."""
+    from peft.tuners.lora import Linear
+
+    for layer in wrapped.modules():
+        if isinstance(layer, Linear) and _is_plain(layer):
+            name = layer.active_adapters[0]
+            squared = None
+            if name in layer.lora_variant:
+                squared = layer.get_base_layer().weight.detach().float().square().sum(dim=1)
+                if not layer.lora_B[name].weight.any():
+                    # PEFT begins with norms in the base's precision: in bfloat16 each row would be off by up to 0.4%.
+                    layer.lora_magnitude_vector[name].weight.data.copy_(squared.sqrt())
+            layer.forward = partial(_forward, layer, name, squared)
+
+
+def _is_plain(layer: Any) -> bool:
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    name = layer.active_adapters[0]
+    return (
+        len(layer.active_adapters) == 1
+        and type(layer.get_base_layer()) is torch.nn.Linear
+        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        and layer.lora_B[name].bias is None
+        and (name not in layer.lora_variant or isinstance(layer.lora_variant[name], DoraLinearVariant))
+    )
+
+
+def _forward(
+    layer: Any, name: str, squared: Float[Tensor, " out"] | None, x: Float[Tensor, "*tokens in"]
+) -> Float[Tensor, "*tokens out"]:
+    base, a, b, scale = (
+        layer.get_base_layer(),
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+    )
+    flat = x.reshape(-1, x.shape[-1])
+    if squared is None:
+        out = _Lora.apply(flat, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+    else:
+        with torch.no_grad():
+            norm = row_norms(base.weight, squared, a, b, scale)
+        magnitude = layer.lora_magnitude_vector[name].weight
+        out = _Dora.apply(flat, base.weight, base.bias, a, b, magnitude, norm, scale)  # type: ignore[no-untyped-call]
+    adapted: Tensor = out.view(*x.shape[:-1], -1)
+    return adapted

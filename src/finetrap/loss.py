@@ -1,0 +1,167 @@
+"""The loss of completion tokens: rows packed, the prompt that they share computed once, logits only where the loss is.
+
+What bounds memory is here too: how many tokens are computed at a time, and how many of their logits exist at once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from finetrap.attention import PackedRow, by_token_budget, common_prefix, logits_at, pack_causal
+from finetrap.cost import free_memory_bytes, is_out_of_memory
+
+T = TypeVar("T")
+
+TOKENS_AT_A_TIME = 4096
+"""Of a micro-batch, at most: large enough for the matrix products to run at full speed on a CPU."""
+
+LOGITS_AT_A_TIME = 1 << 25
+"""Tokens times vocabulary: 128 MiB of float32."""
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Its gradients are computed with it, chunk by chunk, so that no chunk's logits are kept or computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        trained = [ctx.needs_input_grad[i] for i in range(3)]
+        d_hidden = torch.empty_like(hidden) if trained[0] else None
+        # Many chunks add up here; in bfloat16 the later ones would be lost.
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if trained[1] else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and trained[2] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        size = max(1, LOGITS_AT_A_TIME // len(weight))
+        for start in range(0, len(targets), size):
+            part, wanted = hidden[start : start + size], targets[start : start + size]
+            logs = linear(part, weight, bias).log_softmax(dim=-1, dtype=torch.float32)
+            total -= logs.gather(1, wanted[:, None]).sum()
+            if not any(trained):
+                continue
+            d_logits = logs.exp_().scatter_add_(1, wanted[:, None], logs.new_full((len(wanted), 1), -1.0))
+            if d_bias is not None:
+                d_bias += d_logits.sum(dim=0)
+            d_logits = d_logits.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, weight, out=d_hidden[start : start + size])
+            if d_weight is not None:
+                d_weight += d_logits.T @ part
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if part is None else (part * gradient).to(ctx.dtype) for part in ctx.saved_tensors]
+        return (*scaled, None)
+
+
+class TrainingRow(NamedTuple):
+    """A sequence to learn from."""
+
+    ids: list[int]
+    """Prompt, completion and end-of-turn token."""
+    prompt_length: int
+    """Tokens at the beginning that carry no loss."""
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.ids) - self.prompt_length
+
+
+class CompletionLoss:
+    """The loss of a model on training rows, in micro-batches that fit into memory; within `packed_attention_on`."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.causal = _causal(model)
+        self.plain = self._head_is_plain()
+        fitting = free_memory_bytes(str(self.causal.device)) // 2 // _activation_bytes_a_token(self.causal)
+        self.tokens_at_a_time = max(1, min(TOKENS_AT_A_TIME, fitting))
+
+    def backward(self, batch: Sequence[TrainingRow], *, forget: Callable[[], None]) -> float:
+        """Add up the gradients of a batch's mean loss a completion token, and return it.
+
+        What does not fit into memory is tried again from the start with half the tokens at a time, after `forget` has
+        dropped the gradients of the attempt: the arithmetic is the same.
+        """
+        count = sum(row.completion_length for row in batch)
+
+        def attempt() -> float:
+            forget()
+            total = 0.0
+            for part in self._micro_batches(batch):
+                loss = self.summed(part) / count
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            return total
+
+        return self._within_memory(attempt, batch)
+
+    @torch.no_grad()
+    def mean(self, rows: Sequence[TrainingRow]) -> float:
+        """Mean nats a completion token."""
+        count = sum(row.completion_length for row in rows)
+        return self._within_memory(lambda: sum(self.summed(p).item() for p in self._micro_batches(rows)) / count, rows)
+
+    def summed(self, rows: Sequence[TrainingRow]) -> Float[Tensor, ""]:
+        """Nats of the completion tokens of some rows in all, one packed pass."""
+        device = self.causal.device
+        # A chat template's system message, above all: computed once, its gradient that of all rows.
+        prefix = common_prefix([row.ids[: row.prompt_length] for row in rows]) if len(rows) > 1 else 0
+        packed = pack_causal([row.ids for row in rows], device, prefix=prefix)
+        predicting: list[int] = []
+        targets: list[int] = []
+        for span, row in zip(packed.spans[-len(rows) :], rows, strict=True):
+            predicting.extend(range(span.stop - 1 - row.completion_length, span.stop - 1))
+            targets.extend(row.ids[row.prompt_length :])
+        positions, wanted = torch.tensor(predicting, device=device), torch.tensor(targets, device=device)
+        if not self.plain:
+            return cross_entropy(logits_at(self.model, packed, positions), wanted, reduction="sum")
+        head = self.causal.get_output_embeddings()
+        hidden = self._hidden(packed)[positions]
+        total: Tensor = _SummedCrossEntropy.apply(hidden, head.weight, head.bias, wanted)  # type: ignore[no-untyped-call]
+        return total
+
+    def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
+        groups = by_token_budget([len(row.ids) for row in rows], self.tokens_at_a_time)
+        return [[rows[i] for i in group] for group in groups]
+
+    def _within_memory(self, attempt: Callable[[], T], rows: Sequence[TrainingRow]) -> T:
+        while True:
+            try:
+                return attempt()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(self._micro_batches(rows)) == len(rows):
+                    raise
+            self.tokens_at_a_time //= 2
+
+    def _hidden(self, row: PackedRow) -> Float[Tensor, "tokens hidden"]:
+        states: Tensor = self.causal.get_decoder()(
+            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, packed=row
+        ).last_hidden_state
+        return states[0]
+
+    @torch.no_grad()
+    def _head_is_plain(self) -> bool:
+        """Whether logits are what the head makes of the last hidden state. Some families cap or scale them after it."""
+        row = pack_causal([list(range(8))], self.causal.device)
+        logits = logits_at(self.causal, row, torch.arange(8, device=self.causal.device))
+        plain = self.causal.get_output_embeddings()(self._hidden(row)).float()
+        return float((logits - plain).square().mean()) <= 1e-4 * float(logits.square().mean())
+
+
+def _causal(model: Any) -> Any:
+    """The model of Transformers within a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _activation_bytes_a_token(model: Any) -> int:
+    """What a training pass keeps of a token: some twenty vectors of a layer's width, six of its feed-forward's."""
+    config = model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    return int(config.num_hidden_layers * (20 * config.hidden_size + 6 * wide) * model.dtype.itemsize)
