@@ -3,6 +3,7 @@
 import importlib
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -15,6 +16,8 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from finetrap import __version__
 from finetrap.provenance import processor
@@ -149,7 +152,7 @@ class Results:
             rows.append(dated)
         else:
             rows[rows.index(old)] = dated
-        head = {"date": now(), "machine": processor(), "versions": versions()}
+        head = {"date": now(), "machine": machine(), "versions": versions()}
         self._file = {**head, **{key: value for key, value in self._file.items() if key not in head}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -163,6 +166,11 @@ class Results:
 def now() -> str:
     """The time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def machine() -> str:
+    """The processor, its cores and the memory."""
+    return f"{processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
 
 
 def versions() -> dict[str, str]:
