@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -94,9 +95,10 @@ def trained(study: Study, arm: Arm, job: Job, settings: dict[str, Any]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The demo's study of TRL and lm-evaluation-harness.")
     parser.add_argument("--training", type=json.loads, default={"batch": 16}, help="settings of peers.sft_trainer")
+    parser.add_argument("--study", type=Path, help="another study of one model and one task of choices")
     parser.add_argument("--eval-batch", type=int, default=16)
     given = parser.parse_args()
-    study = load_study(files("finetrap").joinpath("studies", "demo.yaml"), {})
+    study = load_study(given.study or Path(str(files("finetrap").joinpath("studies", "demo.yaml"))))
     (model,), (task,) = study.models, study.task_names
     job = Job(model.name, task, items=0)
     base = loaded(job.model)

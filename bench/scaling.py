@@ -66,7 +66,7 @@ def measured(growth: Growth, spec: str, *, runs: int, quick: bool, say: Callable
 
         def once(size: int) -> Run:
             job, *rest = growth.given(size)
-            job = job._replace(model=spec, items=min(job.items, 16) if quick else job.items)
+            job = job._replace(model=spec, items=max(1, job.items // 4) if quick else job.items)
             run: Run = worker.call(growth.function, job, *rest)
             return run
 
