@@ -27,7 +27,7 @@ from finetrap.errors import StudyError
 from finetrap.presets import PRESETS, here
 
 SMOLLM2, GEMMA, QWEN = "smollm2-135m-instruct-q4", "gemma-3-270m-q4", "qwen2.5-coder-0.5b"
-TRAINING_ROWS = {SMOLLM2: 48, GEMMA: 32, QWEN: 16}
+TRAINING_ROWS = {SMOLLM2: 48, GEMMA: 16, QWEN: 16}
 """A run of the slowest side is to take about a minute."""
 ALL = (SMOLLM2, GEMMA, QWEN)
 TRL = "TRL SFTTrainer + peft"
@@ -300,8 +300,8 @@ def _memory_row(job: Job, settings: Settings, runs: int, say: Callable[[str], No
 
 def _process(*command: str) -> Run:
     """A Python process from its start to its end."""
-    quietly = {"check": True, "stdout": subprocess.DEVNULL}
-    return Run(seconds_of(lambda: subprocess.run([sys.executable, *command], **quietly)))
+    whole = [sys.executable, *command]
+    return Run(seconds_of(lambda: subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)))
 
 
 def say_of(what: str) -> Callable[[str], None]:

@@ -14,6 +14,7 @@ from finetrap.attention import packed_attention_on
 from finetrap.config import Study
 from finetrap.evaluate import Asked, evaluate
 from finetrap.method import build, complete_settings
+from finetrap.quiet import quiet_libraries
 from finetrap.records import ItemRow
 from finetrap.train import TrainingRow
 from finetrap.train import train as train_rows
@@ -44,12 +45,12 @@ def _trained(job: Job, made: Callable[[], list[TrainingRow]]) -> Run:
     assert method.training is not None
     assert method.prepare is not None
     model = base.copy()
-    started = time.perf_counter()
-    rows = made()
-    with packed_attention_on(model):
+    with quiet_libraries(), packed_attention_on(model):
+        started = time.perf_counter()
+        rows = made()
         method.prepare(model)
         trained = train_rows(model, rows, [], training=method.training, seed=0, keep_float32=method.adapter)
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
     return Run(seconds, tokens=trained.tokens, loss=sum(entry.loss for entry in trained.log) / len(trained.log))
 
 

@@ -13,7 +13,7 @@ import datasets
 import torch
 import transformers
 from measure import Run
-from work import Job, encoder, loaded, precision, shots, task_of, test_examples, training_examples
+from work import Job, encoder, fresh, loaded, precision, shots, task_of, test_examples, tokenizer, training_examples
 
 from finetrap.quiet import quiet_libraries
 from finetrap.task import Example
@@ -51,8 +51,8 @@ def train(job: Job, *, batch: int, weights: str = "float32", attention: str = "s
 
 
 def to_train(name: str, weights: str, attention: str) -> "PreTrainedModel":
-    """A fresh model: TRL replaces its forward."""
-    model = torch.nn.Module.to(loaded(name).copy(), getattr(torch, weights))
+    """A model read anew, the only one in memory: TRL replaces its forward."""
+    model = torch.nn.Module.to(fresh(name).model, getattr(torch, weights))
     model.set_attn_implementation(attention)
     return model
 
@@ -84,11 +84,11 @@ def sft_trainer(
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = loaded(job.model).tokenizer
+    reader = tokenizer(job.model)
     packed = int(layout.partition("-")[2]) if layout.startswith("packed") else None
     accumulate = max(1, job.batch // batch)
     if packed is not None:
-        lengths = [len(ids) for ids in tokenizer([row["prompt"] + row["completion"] for row in rows])["input_ids"]]
+        lengths = [len(ids) for ids in reader([row["prompt"] + row["completion"] for row in rows])["input_ids"]]
         accumulate = max(1, round(sum(lengths) / packed / math.ceil(len(rows) / job.batch)))
     config = SFTConfig(
         output_dir=folder,
@@ -113,7 +113,7 @@ def sft_trainer(
         report_to="none",
         disable_tqdm=True,
         seed=0,
-        eos_token=tokenizer.convert_ids_to_tokens(encoder(job).end_of_turn),
+        eos_token=reader.convert_ids_to_tokens(encoder(job).end_of_turn),
         eval_strategy="no" if validation is None else "steps",
         # As often as finetrap does.
         eval_steps=max(1, math.ceil(len(rows) / job.batch) // VALIDATIONS),
@@ -128,7 +128,7 @@ def sft_trainer(
         args=config,
         train_dataset=rows,
         eval_dataset=validation,
-        processing_class=tokenizer,
+        processing_class=reader,
         peft_config=None if job.method == "full" else adapter,
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -219,16 +219,16 @@ def quiet() -> Iterator[None]:
 def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic") -> Run:
     """`generate` in batches of rows of like length, the longest first, padded on the left."""
     base, made, examples = loaded(job.model), encoder(job), test_examples(job)
-    model, tokenizer = base.model, base.tokenizer
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model, reader = base.model, base.tokenizer
+    reader.pad_token = reader.pad_token or reader.eos_token
     started = time.perf_counter()
     prompts = [made.text(example, shots(job)) for example in examples]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    stops = {} if made.chat else {"stop_strings": list(task_of(job).stops), "tokenizer": tokenizer}
+    stops = {} if made.chat else {"stop_strings": list(task_of(job).stops), "tokenizer": reader}
     answers: dict[int, str] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        rows = tokenizer(
+        rows = reader(
             [prompts[i] for i in chosen],
             add_special_tokens=not made.chat,
             padding=True,
@@ -236,7 +236,7 @@ def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic") -> Ru
             return_tensors="pt",
         ).to(model.device)
         ids = model.generate(**rows, **_greedy(job), **stops, cache_implementation=cache)
-        texts = tokenizer.batch_decode(ids[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = reader.batch_decode(ids[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
         answers.update(zip(chosen, texts, strict=True))
     return Run(time.perf_counter() - started, answers=tuple(_cut(job, answers[i]) for i in range(len(prompts))))
 

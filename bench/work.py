@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from finetrap.config import ModelSpec
 from finetrap.data import Encoder, draw_shots, load_splits, load_test
-from finetrap.models import LoadedModel, choose_device, choose_dtype, find, load
+from finetrap.models import LoadedModel, Source, choose_device, choose_dtype, find, load, load_reader
 from finetrap.task import Example, Task, get_task
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 class Job(NamedTuple):
@@ -38,9 +39,24 @@ def precision() -> "torch.dtype":
 
 
 @lru_cache(maxsize=1)
-def loaded(model: str) -> LoadedModel:
-    """The model in the precision that it computes in; not to be changed."""
-    return load(find(ModelSpec(name=model)), dtype=precision(), device=choose_device("auto"))
+def source(model: str) -> Source:
+    """Where the model is."""
+    return find(ModelSpec(name=model))
+
+
+def fresh(model: str) -> LoadedModel:
+    """The model in the precision that it computes in, read from disk."""
+    return load(source(model), dtype=precision(), device=choose_device("auto"))
+
+
+loaded = lru_cache(maxsize=1)(fresh)
+"""The same, kept in memory; not to be changed."""
+
+
+@lru_cache(maxsize=1)
+def tokenizer(model: str) -> "PreTrainedTokenizerBase":
+    """The model's, without its weights."""
+    return load_reader(source(model)).tokenizer
 
 
 def task_of(job: Job) -> Task:
@@ -51,8 +67,7 @@ def task_of(job: Job) -> Task:
 
 def encoder(job: Job) -> Encoder:
     """What makes the job's prompts."""
-    base = loaded(job.model)
-    return Encoder(base.tokenizer, task_of(job), chat=base.record.chat)
+    return Encoder(tokenizer(job.model), task_of(job), chat=source(job.model).record.chat)
 
 
 def training_examples(job: Job) -> tuple[Example, ...]:
