@@ -213,7 +213,7 @@ def _search(work: Work, job: Job, points: list[Settings], say: Callable[[str], N
                 points.append({**change, "seconds": run.seconds, "loss": run.loss})
                 say(f"{change}: {run.seconds:.1f} s")
             except WorkerError as error:
-                points.append({**change, "failed": str(error).splitlines()[0]})
+                points.append({**change, "failed": str(error).splitlines()[0].replace(job.model, "the model")})
                 say(f"{change}: {error}")
                 worker.close()
                 worker = _warm(work, job, work.grid.start)
