@@ -35,8 +35,15 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
+# Hours: every figure of docs/performance.md, three runs each. MODELS is a folder with further GGUF files; what is already
+# in bench/results is measured again unless BENCH is --missing.
 bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/finetrap models get $(MODEL)
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/engine.py $(if $(MODELS),--models $(MODELS)) $(BENCH)
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python docs/generate.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

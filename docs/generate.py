@@ -20,6 +20,7 @@ def wanted() -> dict[Path, str]:
     from generator import records, reference
     from generator.markdown import fill
     from generator.methods import method_pages
+    from generator.performance import performance_blocks
     from generator.scorers import scorers_page
     from generator.tasks import task_pages
 
@@ -51,6 +52,10 @@ def wanted() -> dict[Path, str]:
     for name, block in records.verdict_blocks(found).items():
         verdicts = fill(verdicts, name, block)
     files[DOCS / "verdicts.md"] = verdicts
+    performance = (DOCS / "performance.md").read_text()
+    for name, block in performance_blocks().items():
+        performance = fill(performance, name, block)
+    files[DOCS / "performance.md"] = performance
 
     navigation = (ROOT / "mkdocs.yml").read_text()
     for folder in ("methods", "tasks", "results", "decisions"):

@@ -1,0 +1,118 @@
+"""How finetrap's cost grows. Writes bench/results/scaling.json.
+
+Each row holds the seconds at sizes over a range of 16 times, and the exponent of a power law fitted to them by least
+squares on logarithms: 1 is proportional, 0 constant. A size of 0 has no logarithm, and counts in `growth` only: the
+seconds at the largest size over those at the smallest.
+
+    python bench/scaling.py [--work shots] [--runs 3]
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from engine import SMOLLM2, arguments, quiet, say_of, spec_of
+from measure import RESULTS, Results, Run, Worker
+from work import Job
+
+SHOTS, SIXTEEN = (0, 1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
+ANSWERS = Job("", "gsm8k", 32, new_tokens=64)
+CHOICES = Job("", "arc_easy", 100)
+
+
+class Growth(NamedTuple):
+    """A size that is varied, and the work at each."""
+
+    work: str
+    variant: str
+    sizes: tuple[int, ...]
+    function: str
+    """Of a worker."""
+    given: Callable[[int], tuple[Any, ...]]
+    """Its arguments at a size: a job first."""
+
+
+GROWTHS = (
+    Growth("shots", "gsm8k, 32 answers", SHOTS, "ours.generate", lambda n: (ANSWERS._replace(shots=n),)),
+    Growth("shots", "arc_easy, 100 items", SHOTS, "ours.choose", lambda n: (CHOICES._replace(shots=n),)),
+    Growth("test items", "gsm8k", (8, 16, 32, 64, 128), "ours.generate", lambda n: (ANSWERS._replace(items=n),)),
+    Growth("test items", "arc_easy", (25, 50, 100, 200, 400), "ours.choose", lambda n: (CHOICES._replace(items=n),)),
+    Growth(
+        "sequence length",
+        "lora, 4 rows",
+        (128, 256, 512, 1024, 2048),
+        "ours.train_length",
+        lambda n: (Job("", "gsm8k", 4, method="lora"), n),
+    ),
+    Growth("trials", "lora on arc_easy", SIXTEEN, "ours.study", lambda n: (Job("", "arc_easy", 64), n)),
+)
+
+
+def exponent(sizes: tuple[int, ...], seconds: list[float]) -> float:
+    """Of the power law through the points, by least squares on logarithms."""
+    points = [(n, s) for n, s in zip(sizes, seconds, strict=True) if n > 0]
+    slope, _ = np.polyfit(*np.log(np.array(points).T), deg=1)
+    return float(slope)
+
+
+def measured(growth: Growth, spec: str, *, runs: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Each size in turn, so many times; the first round, at the smallest size, is not counted."""
+    sizes = growth.sizes[:3] if quick else growth.sizes
+    done: dict[int, list[Run]] = {size: [] for size in sizes}
+    with Worker() as worker:
+
+        def once(size: int) -> Run:
+            job, *rest = growth.given(size)
+            job = job._replace(model=spec, items=max(1, job.items // 4) if quick else job.items)
+            run: Run = worker.call(growth.function, job, *rest)
+            return run
+
+        once(sizes[0])
+        for _ in range(runs):
+            for size in sizes:
+                done[size].append(once(size))
+                say(f"{size}: {done[size][-1].seconds:.2f} s")
+    seconds = [statistics.median(run.seconds for run in done[size]) for size in sizes]
+    row = {
+        "sizes": list(sizes),
+        "seconds": seconds,
+        "unit": "seconds",
+        "exponent": exponent(sizes, seconds),
+        "growth": seconds[-1] / seconds[0],
+        "runs": [[run.seconds for run in done[size]] for size in sizes],
+    }
+    if growth.work == "trials":
+        apart = [statistics.median(run.answers[0] for run in done[size]) for size in sizes]
+        trials = sizes[-1] - sizes[0]
+        overhead = (apart[-1] - apart[0]) / trials
+        row |= {"overhead_seconds": apart, "overhead_per_trial": overhead / ((seconds[-1] - seconds[0]) / trials)}
+    return row
+
+
+def main() -> None:
+    """Measure, and write each row as it is done."""
+    parser = argparse.ArgumentParser(description="Measure how finetrap's cost grows.")
+    parser.add_argument("--work", action="append", choices=sorted({growth.work for growth in GROWTHS}))
+    parser.add_argument("--model", default=SMOLLM2, help="a name, or a path")
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
+    given = arguments(parser)
+    quiet()
+    spec = spec_of(given.model, given.models)
+    if spec is None:
+        raise SystemExit(f"{given.model} is not here; run: finetrap models get {given.model}")
+    model = Path(spec).stem if Path(spec).exists() else spec
+    results = Results(given.out, "work", "variant", "model")
+    for growth in GROWTHS:
+        if given.work and growth.work not in given.work:
+            continue
+        say = say_of(f"{growth.work} ({growth.variant}), {model}")
+        row = measured(growth, spec, runs=given.runs, quick=given.quick, say=say)
+        results.put({"work": growth.work, "variant": growth.variant, "model": model, **row})
+        say(f"exponent {row['exponent']:.2f}, {row['growth']:.2f}x over the range")
+
+
+if __name__ == "__main__":
+    main()

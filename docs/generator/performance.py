@@ -1,0 +1,146 @@
+"""What the benches measured: the tables of the page on performance. Without a file of results they are empty."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from generator.markdown import table
+
+RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
+
+
+def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
+    """Block name to tables."""
+    engine, scaling = (_read(results / f"{name}.json") for name in ("engine", "scaling"))
+    return {
+        "engine": _dated(engine, _engine(engine.get("rows", []))),
+        "floor": _floor([row for row in engine.get("rows", []) if "floor" in row]),
+        "agreement": _agreement([row for row in engine.get("rows", []) if row.get("agreement") or row.get("loss")]),
+        "settings": _settings(engine.get("rows", []), engine.get("grid", [])),
+        "scaling": _dated(scaling, _scaling(scaling.get("rows", []))),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _dated(file: dict[str, Any], rows: str) -> str:
+    if not rows:
+        return ""
+    versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items())
+    return f"{rows}\n\n{file['date'][:10]}, {file['machine']}; {versions}."
+
+
+def _engine(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs")
+    return table(
+        header,
+        [
+            (
+                *_named(row),
+                row["peer"],
+                _amount(row["ours"], row["unit"]),
+                _amount(row["theirs"], row["unit"]),
+                f"**{row['ratio']:.1f}x**",
+                str(len(row["runs"]["ours"])),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _named(row: dict[str, Any]) -> tuple[str, str, str]:
+    return f"`{row['work']}`", row["variant"], row["model"]
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 2**30:.1f} GiB"
+    return f"{value:.0f} tokens/s" if unit.endswith("tokens/s") else f"{value:.1f} s"
+
+
+def _floor(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    header = ("work", "on", "model", "products", "copies", "floor", "reached", "where the time goes")
+    return table(
+        header,
+        [
+            (
+                *_named(row),
+                f"{row['machine_operations'] / 1e9:.0f} GFLOP/s",
+                f"{row['machine_bytes'] / 1e9:.0f} GB/s",
+                _amount(row["floor"], row["unit"]),
+                f"{100 * row['share_of_floor']:.0f}%",
+                ", ".join(f"{name} {100 * share:.0f}%" for name, share in _largest(row["profile"])),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _largest(profile: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(((name, share) for name, share in profile.items() if share >= 0.01), key=lambda pair: -pair[1])
+
+
+def _agreement(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    return table(("work", "on", "model", "the two sides"), [(*_named(row), _agrees(row)) for row in rows])
+
+
+def _agrees(row: dict[str, Any]) -> str:
+    if "loss" in row:
+        return f"mean training loss {row['loss']['ours']:.4f} and {row['loss']['theirs']:.4f}"
+    agreement = row["agreement"]
+    if "same_choice" in agreement:
+        return (
+            f"likeliest choice the same for {100 * agreement['same_choice']:.0f}%, "
+            f"log-likelihoods up to {agreement['largest_difference_nats']:.2f} nats apart"
+        )
+    return f"text the same for {100 * agreement['same_text']:.0f}%, answer for {100 * agreement['same_answer']:.0f}%"
+
+
+def _settings(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
+    if not grid:
+        return ""
+    measured = {(row["work"], row["variant"], row["model"]) for row in rows}
+    return table(
+        ("work", "on", "model", "best", "tried"),
+        [
+            (*_named(one), f"`{_words(one['best'])}`", str(len(one["points"])))
+            for one in grid
+            if (one["work"], one["variant"], one["model"]) in measured or one["work"] == "study"
+        ],
+    )
+
+
+def _words(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _scaling(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    header = ("what grows", "work", "model", "from", "to", "seconds", "growth", "exponent", "overhead of one more")
+    return table(
+        header,
+        [
+            (
+                row["work"],
+                row["variant"],
+                row["model"],
+                str(row["sizes"][0]),
+                str(row["sizes"][-1]),
+                f"{row['seconds'][0]:.1f} to {row['seconds'][-1]:.1f}",
+                f"{row['growth']:.2f}x",
+                f"{row['exponent']:.2f}",
+                f"{100 * row['overhead_per_trial']:.1f}%" if "overhead_per_trial" in row else "",
+            )
+            for row in rows
+        ],
+    )
