@@ -1,6 +1,6 @@
 """lm-evaluation-harness: its `hf` model and ours say the same of every item, and its tasks are tasks of a study."""
 
-import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import harness
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from support import without_chat_template
 from test_families import LIKE, Like, loaded_from
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,11 @@ from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import finetrap.lm_eval_model  # noqa: E402, F401  # registers the model
+from finetrap.config import Study  # noqa: E402
+from finetrap.records import ItemRow  # noqa: E402
+from finetrap.store import Store  # noqa: E402
 
+Rows = dict[str, dict[str, ItemRow]]
 Samples = dict[str, list[dict[str, Any]]]
 
 
@@ -91,3 +96,69 @@ def adapter(folder: Path) -> Path:
 def test_every_request_is_answered_as_by_the_harness_s_own_model(folder: Path, tasks: dict[str, Path]) -> None:
     asked = list(tasks.values())
     same(evaluated("finetrap", folder, asked), evaluated("hf", folder, asked))
+
+
+# --- its tasks in a study ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return without_chat_template(tiny_folder, tmp_path_factory.mktemp("plain") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def study_rows(plain_folder: Path, tasks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """What a study kept of the untouched model, by task."""
+    name = {task: f"lm_eval:{path}" for task, path in tasks.items()}
+    study = Study(
+        models=str(plain_folder),
+        tasks=[name["science"], name["sums"]],
+        arms=["few_shot:shots=1", "lora:rank=2"],
+        limit_train=16,
+        retention=[name["scenes"], name["articles"]],
+        dtype="float32",
+    )
+    folder = tmp_path_factory.mktemp("study")
+    results = study.run(folder / "study")
+    assert not results.failures
+    store = Store(folder / "study")
+    return {
+        Path(evaluation.task).stem: {row.id: row for row in store.rows(planned.trial, evaluation)}
+        for planned in store.plan().planned
+        for evaluation in planned.evaluations
+        if planned.trial.arm == "zero_shot"
+    }
+
+
+@pytest.fixture(scope="module")
+def harness_items(plain_folder: Path, tasks: dict[str, Path]) -> Samples:
+    """What the harness's own model says of the same."""
+    return evaluated("hf", plain_folder, list(tasks.values()))
+
+
+@pytest.mark.parametrize("name", ["science", "scenes"])
+def test_choices_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_items: Samples, name: str) -> None:
+    assert len(study_rows[name]) == len(harness_items[name])
+    for item in harness_items[name]:
+        row = study_rows[name][f"{name}-test-{item['doc_id']}"]
+        assert row.loglikelihoods == pytest.approx([value for value, _ in item["filtered_resps"]], abs=1e-4)
+        assert (row.correct, row.raw) == (item["acc_bytes"] == 1, item["acc"] == 1)
+
+
+def test_answers_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_items: Samples) -> None:
+    by_filter = {(item["doc_id"], item["filter"]): item for item in harness_items["sums"]}
+    assert len(by_filter) == 2 * len(study_rows["sums"])
+    for (index, name), item in by_filter.items():
+        row = study_rows["sums"][f"sums-test-{index}"]
+        assert row.output == item["resps"][0][0]
+        right = {"flexible-extract": row.correct, "strict-match": row.strict}
+        assert right[name] == (item["exact_match"] == 1)
+
+
+def test_texts_in_a_study_have_the_likelihood_of_the_harness(study_rows: Rows, harness_items: Samples) -> None:
+    assert len(study_rows["articles"]) == len(harness_items["articles"])
+    for item in harness_items["articles"]:
+        row = study_rows["articles"][f"articles-test-{item['doc_id']}"]
+        value, length = item["bits_per_byte"]
+        assert row.bits == pytest.approx(-value / math.log(2), rel=1e-6)
+        assert row.bytes == length

@@ -66,7 +66,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
         tokenizer: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        dtype: str = "auto",
+        dtype: DType = "auto",
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -163,7 +163,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
                 scored = choice_scores(self.model, items, prefix=prefix, progress=bar.update)
                 for one, scores in zip(group, scored, strict=True):
                     for indices, score in zip(one.choices.values(), scores, strict=True):
-                        answers.update({index: tuple(score) for index in indices})
+                        answers.update(dict.fromkeys(indices, (score.loglikelihood, score.greedy)))
         for index, (key, _, _) in enumerate(requests):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answers[index])

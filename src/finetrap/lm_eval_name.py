@@ -12,7 +12,7 @@ def register() -> None:
     if "lm_eval" not in sys.modules:
         return
     try:
-        import lm_eval.models  # the harness's own names, which it registers only where there are none yet
+        import lm_eval.models  # noqa: F401  # its own names, which it registers only where there are none yet
         from lm_eval.api.registry import model_registry
     except ImportError:  # an older harness: it goes on without finetrap
         return
