@@ -87,7 +87,7 @@ def scenes(folder: Path, test: int = 6, **config: Any) -> Path:
 
 def sums(folder: Path, train: int = 40, test: int = 12, **config: Any) -> Path:
     """GSM8K as the harness asks it, its answers short."""
-    settings = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "max_gen_toks": 24}
+    settings = {"until": ["Question:", "</s>", "<|im_end|>"], "do_sample": False, "max_gen_toks": 16}
     return write_task(
         folder,
         "sums",

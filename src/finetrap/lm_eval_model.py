@@ -8,7 +8,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -43,7 +43,7 @@ _GREEDY_CONFIG = _GREEDY_KEYS | {
 """Settings of a generation that leave the likeliest token what it is."""
 
 
-class _Asked(NamedTuple):
+class Asking(NamedTuple):
     """A context, and the requests for each of its continuations."""
 
     context: Tokens
@@ -66,7 +66,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
         tokenizer: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        dtype: DType = "auto",
+        dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -91,7 +91,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
             check_checkpoint(Path(peft))
         source = find(ModelSpec(name=pretrained, revision=revision, trust_remote_code=trust_remote_code))
         chosen = choose_device(device or "auto")
-        loaded = load(source, dtype=choose_dtype(dtype, chosen), device=chosen)
+        loaded = load(source, dtype=choose_dtype(cast("DType", dtype), chosen), device=chosen)
         check_packing(loaded.model)
         model = load_checkpoint(Path(peft), loaded) if peft else loaded.model
         super().__init__(
@@ -136,8 +136,8 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        asked: list[_Asked] = []
-        by_context: dict[Tokens, _Asked] = {}
+        asked: list[Asking] = []
+        by_context: dict[Tokens, Asking] = {}
         cut = 0
         for index, (_, context, continuation) in enumerate(requests):
             if not context or not 0 < len(continuation) <= self.max_length:
@@ -150,7 +150,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
             cut += len(context) > room
             kept = tuple(context[-room:])
             if len(continuation) > LONG_TOKENS or kept not in by_context:
-                asked.append(_Asked(kept, {}))
+                asked.append(Asking(kept, {}))
                 by_context[kept] = asked[-1]
             by_context[kept].choices.setdefault(tuple(continuation), []).append(index)
         if cut:
@@ -234,10 +234,10 @@ def _say(what: str) -> None:
     logging.getLogger(__name__).warning("%s.", what)
 
 
-def by_beginning(asked: Sequence[_Asked]) -> list[tuple[int, list[_Asked]]]:
+def by_beginning(asked: Sequence[Asking]) -> list[tuple[int, list[Asking]]]:
     """In groups, each with the number of tokens that all contexts of it begin with, one left over for each."""
-    groups: list[tuple[int, list[_Asked]]] = []
-    group: list[_Asked] = []
+    groups: list[tuple[int, list[Asking]]] = []
+    group: list[Asking] = []
     shared = 0
     for one in sorted(asked, key=lambda a: a.context):
         # In this order whatever the first and the last begin with alike, all between them do too.

@@ -1,7 +1,7 @@
 """Makes `lm_eval --model finetrap` known. PyTorch calls `register` when it is imported (entry point `torch.backends`).
 
-It brings no backend. lm-evaluation-harness looks for models in its own package only, and imports PyTorch before it
-does: that is when a model of another package can be named to it.
+It brings no backend. lm-evaluation-harness looks for models in its own package only, but seeds PyTorch before it does:
+that is when a model of another package can be named to it.
 """
 
 import sys

@@ -68,20 +68,24 @@ def _loaded(name: str) -> "ConfigurableTask":
 
     bare = name.removeprefix(LM_EVAL)
     manager = _manager(bare)
+    if bare in (*manager.all_groups, *manager.all_tags):
+        raise _group(name)
     try:
         found = manager.load([bare])
     except Exception as error:
         # A task's file and the data it reads raise what they please; each is an input that the user can mend.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise StudyError(f"the task '{name}' cannot be loaded: {reason}.") from error
-    tasks = found["tasks"]
-    if found.get("groups") or len(tasks) != 1:
-        few = ", ".join(f"{LM_EVAL}{one}" for one in list(tasks)[:3])
-        raise StudyError(f"'{name}' is a group of {len(tasks)} tasks; name those you want, such as {few}.")
-    (made,) = tasks.values()
+    if found.get("groups"):
+        raise _group(name)
+    (made,) = found["tasks"].values()
     if not isinstance(made, ConfigurableTask):
         raise StudyError(f"the task '{name}' is written in Python; a study takes those that a YAML file describes.")
     return made
+
+
+def _group(name: str) -> StudyError:
+    return StudyError(f"'{name}' is a group of tasks; name those of it that you want (`lm_eval ls tasks`).")
 
 
 def _manager(bare: str) -> "TaskManager":
