@@ -1,6 +1,6 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ from finetrap.in_memory import is_model, is_table, named_model
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
 from finetrap.records import Input
-from finetrap.task import Task, get_task, task
+from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
     from finetrap.results import Results
@@ -155,7 +155,7 @@ class Study(Input):
     def _tasks_exist(self) -> "Study":
         for field in ("tasks", "retention", "out_of_distribution"):
             for index, name in enumerate(getattr(self, field)):
-                if isinstance(name, str) and name not in task.names():
+                if isinstance(name, str) and not name.startswith(LM_EVAL) and name not in task.names():
                     raise task.unknown(name).at(field, index)
         return self
 
@@ -176,7 +176,7 @@ class Study(Input):
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
-        self._check_targets()
+        self.check_targets(read=False)
         return self
 
     def _check_names(self) -> None:
@@ -187,23 +187,33 @@ class Study(Input):
                     mend = "give one a `name:`" if own else "leave one out"
                     raise StudyError(f"the {kind} '{name}' is named twice; {mend}.").at(f"{kind}s", index)
 
-    def _check_targets(self) -> None:
-        kinds = {entry.kind if isinstance(entry, OwnData) else get_task(entry).kind for entry in self.tasks}
-        for name in self.out_of_distribution:
+    def check_targets(self, *, read: bool = True) -> None:
+        """Check that the targets can be trained on, and that tasks out of distribution are asked as they are.
+
+        A task of lm-evaluation-harness is known when its data is; without `read` it is passed over.
+
+        Raises:
+            StudyError: one cannot, or is not.
+        """
+
+        def known(names: Sequence[str | OwnData]) -> list[str]:
+            return [name for name in names if isinstance(name, str) and (read or not name.startswith(LM_EVAL))]
+
+        own = [entry for entry in self.tasks if isinstance(entry, OwnData)]
+        kinds = {*(entry.kind for entry in own), *(get_task(name).kind for name in known(self.tasks))}
+        for name in known(self.out_of_distribution) if kinds else ():
             if {get_task(name).kind} != kinds:
                 raise StudyError(
                     f"out_of_distribution task '{name}' is scored by {get_task(name).kind}, and the target by "
                     f"{' or '.join(sorted(kinds))}: its prompt and shots would not fit."
                 )
-        for entry in self.tasks:
-            if isinstance(entry, OwnData):
-                continue
-            target = get_task(entry)
+        for name in known(self.tasks):
+            target = get_task(name)
             if target.kind == "text":
-                raise StudyError(f"task '{entry}' measures general text; it can be a retention task, not a target.")
+                raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
             if "train" not in target.splits:
                 raise StudyError(
-                    f"task '{entry}' has no train split, which every study needs (validation and shots come from "
+                    f"task '{name}' has no train split, which every study needs (validation and shots come from "
                     f"it too); name it under out_of_distribution and another task, such as gsm8k, as target."
                 )
 
@@ -300,6 +310,7 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Stu
     if not isinstance(values, dict) or node is None:
         raise StudyError(f"{path}: expected `key: value` lines, such as `models: [smollm2-135m-instruct-q4]`.")
     overrides = overrides or {}
+    _check_no_code(values, path)
 
     def where(location: tuple[str | int, ...]) -> str:
         if location and location[0] in overrides:
@@ -308,6 +319,17 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Stu
 
     values = {"name": path.stem, **values, **overrides}
     return make_study(values, where=where)
+
+
+def _check_no_code(values: dict[str, Any], path: Path) -> None:
+    """Check that the file names no code: lm-evaluation-harness runs what a task's file of its own says."""
+    for field in ("tasks", "retention", "out_of_distribution"):
+        for name in _names(values.get(field)):  # type: ignore[attr-defined]
+            if isinstance(name, str) and name.startswith(LM_EVAL) and name.endswith((".yaml", ".yml")):
+                raise StudyError(
+                    f"{path}: {field}: '{name}' is a file that can run code, which a study file does not name; "
+                    f"if you trust it, name it to `finetrap compare --task` or in Python."
+                )
 
 
 def _line_of(node: yaml.Node, location: tuple[str | int, ...]) -> int:

@@ -126,7 +126,7 @@ class Encoder:
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> Prompt:
         """The prompt of an example, solved `shots` in front of it."""
         text = self.text(example, shots)
-        return Prompt(text, self._ids(text))
+        return Prompt(text, self._ids(self._context(text)))
 
     def text(self, example: Example, shots: Sequence[Example] = ()) -> str:
         """The prompt as text.
@@ -137,9 +137,10 @@ class Encoder:
         # One system message, and in front: the conversation's own, else the task's.
         own = [turn.content for turn in example.turns if turn.role == "system"]
         if not self.chat:
-            solved = [f"{self._plain(shot)} {shot.reference}" for shot in shots]
-            system = [self.task.system] if self.task.system and not own else []
-            return "\n\n".join([*system, *solved, self._plain(example)])
+            layout = self.task.layout
+            solved = [f"{self._plain(shot)}{layout.answer}{shot.reference}{layout.shot}" for shot in shots]
+            system = f"{self.task.system}{layout.system}" if self.task.system and not own else ""
+            return "".join([system, *solved, self._plain(example)])
         turns = [Turn("system", text) for text in own or filter(None, [self.task.system])]
         for shot in shots:
             turns += [*self._turns(shot), Turn("assistant", shot.reference)]
@@ -169,7 +170,7 @@ class Encoder:
     def blind_prompt(self) -> Prompt:
         """The prompt of a `choice` task without its question; the end-of-text token where nothing is left."""
         text = self.task.blind_prompt
-        return Prompt(text, self._ids(text) or [self.end_of_turn])
+        return Prompt(text, self._ids(self._context(text)) or [self.end_of_turn])
 
     def completion(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of `text` as it follows `prompt`, without an end.
@@ -178,8 +179,12 @@ class Encoder:
         tokenizers that treat a leading space specially give the tokens the model would see.
         """
         if not self.chat:
-            text = f" {text}"
-        return self._ids(prompt.text + text)[len(self._ids(prompt.text)) :]
+            text = f"{self.task.layout.answer}{text}"
+        return self._ids(prompt.text + text)[len(self._ids(self._context(prompt.text))) :]
+
+    def _context(self, text: str) -> str:
+        """What of a prompt stands before the tokens of a choice: the space that ends it is the choice's, as there."""
+        return text.rstrip() if self.task.kind == "choice" else text
 
     def check_fits(self, examples: Sequence[Example], shots: Sequence[Example], *, limit: int, model: str) -> None:
         """Check that every prompt, and the answer after it, fits into a model's context of `limit` tokens.
@@ -192,7 +197,7 @@ class Encoder:
             room = self.task.max_new_tokens or max(len(choice.encode()) for choice in choices)
             if len(text.encode()) + room < limit:
                 continue  # no token is shorter than a byte
-            prompt = Prompt(text, self._ids(text))
+            prompt = Prompt(text, self._ids(self._context(text)))
             room = self.task.max_new_tokens or max(len(self.completion(prompt, choice)) for choice in choices)
             if len(prompt.ids) + room > limit:
                 raise too_long(example, len(prompt.ids) + room, limit, model)
@@ -207,7 +212,7 @@ class Encoder:
         text = self.task.prompt(example.question)
         if said:
             return "\n".join([*said, f"User: {text}", "Assistant:"])
-        return f"{text}\nAnswer:" if self.task.kind == "generate" else text
+        return f"{text}{self.task.layout.cue}" if self.task.kind == "generate" else text
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; a plain prompt gets the tokenizer's, once.

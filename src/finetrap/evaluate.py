@@ -3,13 +3,13 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from finetrap.attention import common_prefix
 from finetrap.data import Encoder, Prompt, too_long
 from finetrap.generate import Generated, generate_greedy
-from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.likelihood import ChoiceItem, choice_loglikelihoods
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow
 from finetrap.scoring import outcome_of
@@ -57,9 +57,8 @@ def _check_length(loaded: LoadedModel, example: Example, tokens: int) -> None:
 
 
 def _constant(task: Task, example: Example, answer: str) -> ItemRow:
-    assert task.score is not None
     output = task.answer_format(answer)
-    verdict = task.score(output, example.gold)
+    verdict = task.verdict(output, example)
     return ItemRow(
         id=example.id,
         prompt=_hash(""),
@@ -102,8 +101,7 @@ def _stop_tokens(loaded: LoadedModel, encoder: Encoder) -> set[int]:
 
 
 def _generated(task: Task, example: Example, prompt: Prompt, answer: Generated) -> ItemRow:
-    assert task.score is not None
-    verdict = task.score(answer.text, example.gold)
+    verdict = task.verdict(answer.text, example)
     return ItemRow(
         id=example.id,
         prompt=_hash(prompt.text),
@@ -163,8 +161,15 @@ def _texts(loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], p
     # As in lm-evaluation-harness, the first token is predicted from the beginning- or end-of-sequence token.
     first = loaded.tokenizer.bos_token_id
     first = encoder.end_of_turn if first is None else first
-    texts = [loaded.tokenizer(e.question, add_special_tokens=False)["input_ids"] for e in examples]
-    values = text_loglikelihoods(loaded.model, texts, first=int(first), progress=progress)
+    special = encoder.task.layout.predicts_beginning
+    texts = [loaded.tokenizer(e.question, add_special_tokens=special)["input_ids"] for e in examples]
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    windows = [(index, item) for index, text in enumerate(texts) for item in _windows(text, int(first), limit)]
+    values = [0.0] * len(texts)
+    scored = choice_loglikelihoods(loaded.model, [item for _, item in windows])
+    for (index, _), (value,) in zip(windows, scored, strict=True):
+        values[index] += value
+    progress(len(texts))
     return [
         ItemRow(
             id=example.id,
@@ -175,3 +180,11 @@ def _texts(loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], p
         )
         for example, text, value in zip(examples, texts, values, strict=True)
     ]
+
+
+def _windows(text: list[int], first: int, limit: int) -> Iterator[ChoiceItem]:
+    """A text in parts that a model of `limit` tokens predicts, each after as much as fits in front of it."""
+    read = [first, *text]
+    for start in range(0, len(text), limit):
+        stop = min(start + limit, len(text))
+        yield ChoiceItem(read[max(0, stop - limit) : start + 1], [text[start:stop]])

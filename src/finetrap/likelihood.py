@@ -28,7 +28,15 @@ class ChoiceItem(NamedTuple):
         return len(self.context) + sum(map(len, self.choices))
 
 
-@torch.no_grad()
+class ChoiceScore(NamedTuple):
+    """One choice after its context."""
+
+    loglikelihood: float
+    """In nats."""
+    greedy: bool
+    """Whether each of its tokens is the likeliest where it stands."""
+
+
 def choice_loglikelihoods(
     model: PreTrainedModel,
     items: Sequence[ChoiceItem],
@@ -41,20 +49,33 @@ def choice_loglikelihoods(
     An item's context is computed once for all of its choices, and the prefix (the shots) once for a row of
     items: a choice sees the prefix, the context and itself.
     """
+    scored = choice_scores(model, items, prefix=prefix, progress=progress)
+    return [tuple(score.loglikelihood for score in scores) for scores in scored]
+
+
+@torch.no_grad()
+def choice_scores(
+    model: PreTrainedModel,
+    items: Sequence[ChoiceItem],
+    *,
+    prefix: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[tuple[ChoiceScore, ...]]:
+    """Likewise, and whether the model would have said the choice by itself."""
     order = sorted(range(len(items)), key=lambda i: -items[i].length)
-    results: list[tuple[float, ...]] = [()] * len(items)
+    results: list[tuple[ChoiceScore, ...]] = [()] * len(items)
     with packed_attention_on(model):
         for group in by_token_budget([items[i].length for i in order], TOKENS_AT_A_TIME):
             chosen = [order[i] for i in group]
-            for i, values in zip(chosen, _row_loglikelihoods(model, [items[i] for i in chosen], prefix), strict=True):
-                results[i] = values
+            for i, scores in zip(chosen, _row_scores(model, [items[i] for i in chosen], prefix), strict=True):
+                results[i] = scores
             progress(len(group))
     return results
 
 
-def _row_loglikelihoods(
+def _row_scores(
     model: PreTrainedModel, items: Sequence[ChoiceItem], prefix: Sequence[int]
-) -> list[tuple[float, ...]]:
+) -> list[tuple[ChoiceScore, ...]]:
     ids, positions = list(prefix), list(range(len(prefix)))
     spans = [Span(0, len(prefix))] if prefix else []
     predicting: list[int] = []
@@ -74,19 +95,23 @@ def _row_loglikelihoods(
         torch.tensor([ids], device=model.device), torch.tensor([positions], device=model.device), tuple(spans)
     )
     logits = logits_at(model, row, torch.tensor(predicting, device=model.device))
-    losses = cross_entropy(logits, torch.tensor(targets, device=model.device), reduction="none")
-    return _sums(losses.double().tolist(), items)
+    wanted = torch.tensor(targets, device=model.device)
+    losses = cross_entropy(logits, wanted, reduction="none")
+    return _by_choice(losses.double().tolist(), (logits.argmax(dim=-1) == wanted).tolist(), items)
 
 
-def _sums(losses: list[float], items: Sequence[ChoiceItem]) -> list[tuple[float, ...]]:
+def _by_choice(
+    losses: list[float], likeliest: list[bool], items: Sequence[ChoiceItem]
+) -> list[tuple[ChoiceScore, ...]]:
     position = 0
     results = []
     for item in items:
-        values = []
+        scores = []
         for choice in item.choices:
-            values.append(-sum(losses[position : position + len(choice)], start=0.0))
+            tokens = slice(position, position + len(choice))
+            scores.append(ChoiceScore(-sum(losses[tokens], start=0.0), all(likeliest[tokens])))
             position += len(choice)
-        results.append(tuple(values))
+        results.append(tuple(scores))
     return results
 
 

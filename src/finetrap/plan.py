@@ -29,6 +29,7 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
     Where train is limited, validation is no more than a quarter of that: it is read five times in a run, and would
     cost more than the training that it watches.
     """
+    study.check_targets()
     validation = study.limit_validation
     if study.limit_train is not None:
         validation = min(validation, max(10, study.limit_train // 4))
@@ -107,7 +108,7 @@ def _planned(
             evaluations.append(_evaluation(study, source, study.task(name), "out_of_distribution", shots))
     if not method.trivial and not method.shots:
         for name in study.retention:
-            if name != items.task.name and name not in items.task.siblings:
+            if not items.task.is_near(name):
                 evaluations.append(_evaluation(study, source, study.task(name), "retention", ()))
     return Planned(trial=trial, evaluations=tuple(evaluations))
 

@@ -34,3 +34,22 @@ def quiet_hub() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Within it, no advice of lm-evaluation-harness, and no progress bars of the data that it reads."""
+    import logging
+
+    import datasets
+
+    harness = logging.getLogger("lm_eval")
+    level, bars = harness.level, datasets.are_progress_bars_disabled()
+    harness.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        harness.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

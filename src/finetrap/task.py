@@ -51,6 +51,24 @@ class Example:
         return "\n".join([*said, self.question, *filter(None, [self.apart])])
 
 
+class Layout(NamedTuple):
+    """How a prompt is written where there is no chat template."""
+
+    cue: str = "\nAnswer:"
+    """After the question of a `generate` task."""
+    answer: str = " "
+    """In front of an answer."""
+    shot: str = "\n\n"
+    """After a solved example."""
+    system: str = "\n\n"
+    """After the system message."""
+    predicts_beginning: bool = False
+    """Of a `text` task: whether the tokenizer's beginning-of-sequence token counts as part of a text."""
+
+
+PLAIN = Layout()
+
+
 @dataclass(frozen=True)
 class Task:
     """Data, prompt, answer extraction and metric."""
@@ -69,6 +87,8 @@ class Task:
     """The prompt without its question, for the trivial arm of a `choice` task."""
     score: Callable[[str, str], Verdict] | None = None
     """(text, gold) to verdict; `generate` tasks only."""
+    judge: Callable[[str, Example], Verdict] | None = None
+    """In place of `score`, where more of the example decides than its gold answer."""
     answer_format: Callable[[str], str] = str
     """A bare answer in the stated format, for the trivial arm of a `generate` task."""
     rule: str = "choice with the highest log-likelihood per byte"
@@ -83,6 +103,7 @@ class Task:
     """A system message in front of every conversation; in front of a plain prompt where there is no chat template."""
     stops: tuple[str, ...] = ("\nQuestion:",)
     """Where a base model, prompted plainly, goes on to another question of its own."""
+    layout: Layout = PLAIN
     carved: bool = False
     """Whether test was cut from train, for want of a test set."""
     version: int = 1
@@ -90,6 +111,20 @@ class Task:
     siblings: frozenset[str] = frozenset()
     """Tasks too close to this one to count as general ability when it is the target."""
 
+    def verdict(self, text: str, example: Example) -> Verdict:
+        """What an answer to an example of a `generate` task says, and how it scores."""
+        if self.judge is not None:
+            return self.judge(text, example)
+        assert self.score is not None
+        return self.score(text, example.gold)
+
+    def is_near(self, name: str) -> bool:
+        """Whether a task is this one or a sibling, lm-evaluation-harness's own of that name included."""
+        return name == self.name or name.removeprefix(LM_EVAL) in (self.name.removeprefix(LM_EVAL), *self.siblings)
+
+
+LM_EVAL = "lm_eval:"
+"""In front of the name of a task of lm-evaluation-harness."""
 
 task = Registry("task", "finetrap.tasks", Task)
 
@@ -100,6 +135,10 @@ def get_task(name: str, data_dir: Path | None = None) -> Task:
     Raises:
         StudyError: there is none; the message names the nearest.
     """
+    if name.startswith(LM_EVAL):
+        from finetrap.lm_eval_tasks import harness_task
+
+        return harness_task(name)
     return _made(task[name], name, data_dir, task.plugin_of(name))
 
 

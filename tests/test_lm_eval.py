@@ -1,0 +1,493 @@
+"""lm-evaluation-harness: its `hf` model and ours say the same of every item, and its tasks are tasks of a study."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from support import study_file, without_chat_template
+from test_families import LIKE, Like, loaded_from
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+lm_eval = pytest.importorskip("lm_eval")
+from lm_eval import simple_evaluate  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
+
+from finetrap.config import ModelSpec, Study, load_study  # noqa: E402
+from finetrap.errors import StudyError  # noqa: E402
+from finetrap.evaluate import Asked, evaluate  # noqa: E402
+from finetrap.lm_eval_model import Asking, FinetrapLM, by_beginning  # noqa: E402  # registers the model
+from finetrap.models import find, load  # noqa: E402
+from finetrap.records import ItemRow  # noqa: E402
+from finetrap.store import Store  # noqa: E402
+from finetrap.task import get_task  # noqa: E402
+
+Rows = dict[str, dict[str, ItemRow]]
+Samples = dict[str, list[dict[str, Any]]]
+
+
+def evaluated(
+    model: str,
+    folder: Path,
+    tasks: list[Path],
+    *,
+    shots: int = 0,
+    chat: bool = False,
+    limit: int | None = None,
+    answers: dict[str, Any] | None = None,
+    **args: Any,
+) -> Samples:
+    """What the harness logs of each item, by task; `answers` are settings of a generation."""
+    done = simple_evaluate(
+        model=model,
+        model_args={"pretrained": str(folder), "dtype": "float32", **args},
+        tasks=[str(path) for path in tasks],
+        device="cpu",
+        num_fewshot=shots,
+        limit=limit,
+        gen_kwargs=answers,
+        apply_chat_template=chat,
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+    )
+    found: Samples = {}
+    for name, samples in done["samples"].items():
+        found[name] = sorted(samples, key=lambda sample: (sample["doc_id"], sample["filter"]))
+    return found
+
+
+def texts(samples: Samples) -> list[str]:
+    """What was generated for each item of the only task."""
+    (items,) = samples.values()
+    return [item["resps"][0][0] for item in items]
+
+
+def saying(end: str, source: Path, target: Path) -> Path:
+    """A copy of a model that says one token and nothing else: its head is that token's."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1.0)
+        model.lm_head.weight.zero_()
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.o_proj.weight.zero_()
+        model.model.embed_tokens.weight.fill_(0.1)
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(end)] = 1.0
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def same(ours: Samples, theirs: Samples) -> None:
+    """The same items, asked the same, with the same answers and scores."""
+    assert ours.keys() == theirs.keys()
+    for name, samples in theirs.items():
+        for our, their in zip(ours[name], samples, strict=True):
+            assert our["arguments"] == their["arguments"]
+            for one, other in zip(our["filtered_resps"], their["filtered_resps"], strict=True):
+                # A long text's sum is rounded in float32 there.
+                value, *greedy = one if isinstance(one, tuple) else (one,)
+                expected, *expected_greedy = other if isinstance(other, tuple) else (other,)
+                assert value == (expected if isinstance(expected, str) else pytest.approx(expected, rel=1e-6, abs=1e-4))
+                assert greedy == expected_greedy
+            for metric in their["metrics"]:
+                assert our[metric] == pytest.approx(their[metric], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One task of every kind."""
+    folder = tmp_path_factory.mktemp("tasks")
+    made = (harness.science, harness.scenes, harness.sums, harness.articles, harness.last_words)
+    return {make.__name__: make(folder) for make in made}
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Tasks for shots: the same ones in front of every question, and others in front of each."""
+    folder = tmp_path_factory.mktemp("shown")
+    return [harness.science(folder, fewshot_config={"sampler": "first_n"}), harness.sums(folder)]
+
+
+@pytest.fixture(scope="module", params=LIKE)
+def like(request: pytest.FixtureRequest) -> Like:
+    return LIKE[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(like: Like, tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Path:
+    """A tiny model of each family, its tokenizer like the real one's."""
+    folder = tmp_path_factory.mktemp("model")
+    loaded_from(folder, like, tiny_model, like.kind)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path) -> Path:
+    """A LoRA adapter that changes every answer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    wrapped.save_pretrained(folder / "adapter")
+    return folder / "adapter"
+
+
+def test_every_request_is_answered_as_by_the_harness_s_own_model(folder: Path, tasks: dict[str, Path]) -> None:
+    asked = list(tasks.values())
+    same(*(evaluated(model, folder, asked, limit=6) for model in ("finetrap", "hf")))
+
+
+def test_shots_are_read_as_by_the_harness_s_own_model(folder: Path, shown: list[Path]) -> None:
+    same(*(evaluated(model, folder, shown, shots=2, limit=4) for model in ("finetrap", "hf")))
+
+
+def test_chats_and_adapters_are_read_as_by_the_harness_s_own_model(
+    folder: Path, adapter: Path, shown: list[Path]
+) -> None:
+    asked: dict[str, Any] = {"shots": 2, "chat": True, "limit": 3}
+    ours, theirs = (evaluated(model, folder, shown, peft=str(adapter), **asked) for model in ("finetrap", "hf"))
+    same(ours, theirs)
+    without = evaluated("finetrap", folder, shown[:1], **asked)
+    assert [item["resps"] for item in ours["science"]] != [item["resps"] for item in without["science"]]
+
+
+def test_what_does_not_fit_is_cut_as_by_the_harness_s_own_model(tiny_folder: Path, tasks: dict[str, Path]) -> None:
+    asked = [tasks[name] for name in ("science", "sums", "articles")]
+    same(*(evaluated(model, tiny_folder, asked, limit=5, max_length=90) for model in ("finetrap", "hf")))
+
+
+def test_choices_without_a_question_follow_the_beginning(tiny_folder: Path, tmp_path: Path) -> None:
+    blank = harness.science(tmp_path, doc_to_text="")
+    same(*(evaluated(model, tiny_folder, [blank]) for model in ("finetrap", "hf")))
+
+
+@pytest.mark.parametrize("asked", [{"add_bos_token": True}, {"prefix_token_id": 65}], ids=lambda asked: "".join(asked))
+def test_beginnings_are_set_as_of_the_harness_s_own_model(
+    tiny_folder: Path, tasks: dict[str, Path], asked: dict[str, Any]
+) -> None:
+    chosen = [tasks["science"], tasks["articles"]]
+    ours, theirs, default = (
+        evaluated(model, tiny_folder, chosen, limit=3, **args)
+        for model, args in (("finetrap", asked), ("hf", asked), ("finetrap", {}))
+    )
+    same(ours, theirs)
+    assert [item["resps"] for item in ours["articles"]] != [item["resps"] for item in default["articles"]]
+
+
+def test_an_answer_ends_where_the_harness_s_own_model_ends_it(tiny_folder: Path, tasks: dict[str, Path]) -> None:
+    whole = texts(evaluated("hf", tiny_folder, [tasks["sums"]]))
+    asked = {"until": [text[len(text) // 2] for text in whole[:3]], "max_gen_toks": 20}
+    ours, theirs = (evaluated(model, tiny_folder, [tasks["sums"]], answers=asked) for model in ("finetrap", "hf"))
+    same(ours, theirs)
+    assert sum(map(len, texts(ours))) < sum(map(len, whole))
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|eos|>"])
+def test_a_token_that_ends_an_answer_ends_it(
+    end: str, tiny_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    """The model is made to say the token that is likeliest after itself; that token is then called `end`."""
+    folder = saying(end, tiny_folder, tmp_path / "says")
+    asked = {"until": [end], "max_gen_toks": 12}
+    ours, theirs = (evaluated(model, folder, [tasks["sums"]], answers=asked) for model in ("finetrap", "hf"))
+    same(ours, theirs)
+    assert texts(ours) == [""] * len(texts(ours))
+
+
+def test_samples_are_drawn_as_by_the_harness_s_own_model(
+    tiny_folder: Path, tasks: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {"do_sample": True, "temperature": 0.9, "max_gen_toks": 8}
+    ours, theirs = (
+        evaluated(model, tiny_folder, [tasks["sums"]], answers=asked, limit=4) for model in ("finetrap", "hf")
+    )
+    assert "4 answers are not greedy alone" in caplog.text
+    same(ours, theirs)
+
+
+def test_a_model_s_own_settings_of_generation_are_kept(
+    tiny_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "repeats"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 9.0}))
+    ours, theirs = (evaluated(model, folder, [tasks["sums"]], limit=4) for model in ("finetrap", "hf"))
+    same(ours, theirs)
+    assert texts(ours) != texts(evaluated("finetrap", tiny_folder, [tasks["sums"]], limit=4))
+
+
+def test_greedy_answers_come_from_the_engine(
+    tiny_folder: Path, tasks: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluated("finetrap", tiny_folder, [tasks["sums"]], limit=2)
+    assert "not greedy alone" not in caplog.text
+
+
+def test_contexts_that_begin_alike_share_that() -> None:
+    first, other = tuple(range(60)), tuple(range(100, 130))
+    asked = [Asking(context, {}) for context in ((*first, 1), other, first, (*first, 2, 3), (7,))]
+    groups = {shared: {one.context for one in group} for shared, group in by_beginning(asked)}
+    assert groups == {59: {first, (*first, 1), (*first, 2, 3)}, 0: {other, (7,)}}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"dtype": "float64"}, "unknown dtype 'float64'"),
+        ({"load_in_4bit": True}, "unknown model argument 'load_in_4bit'"),
+        ({"peft": "nowhere"}, "there is no checkpoint at nowhere"),
+        ({"pretrained": "/nowhere"}, "there is no model at /nowhere"),
+    ],
+)
+def test_a_model_argument_that_cannot_be_is_an_error(tiny_folder: Path, args: dict[str, Any], says: str) -> None:
+    with pytest.raises(StudyError, match=says):
+        FinetrapLM.create_from_arg_obj({"pretrained": str(tiny_folder), **args})
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that finds finetrap installed with the entry points that it declares."""
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    folder = tmp_path / "site" / "finetrap-0.1.0.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: finetrap\nVersion: 0.1.0\n")
+    points = [
+        f"[{group}]\n" + "\n".join(f"{name} = {value}" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
+    (folder / "entry_points.txt").write_text("\n".join(points))
+    return {**os.environ, "PYTHONPATH": f"{folder.parent}{os.pathsep}{root / 'src'}"}
+
+
+def test_the_harness_knows_the_model_by_name(
+    installed: dict[str, str], tiny_folder: Path, tasks: dict[str, Path]
+) -> None:
+    asks = f"""
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+done = simple_evaluate(
+    model="finetrap", model_args={{"pretrained": {str(tiny_folder)!r}}}, tasks=[{str(tasks["science"])!r}], limit=2,
+    bootstrap_iters=0, task_manager=TaskManager(include_defaults=False)
+)
+print(done["config"]["model"], len(done["samples"]["science"]))
+"""
+    done = subprocess.run([sys.executable, "-c", asks], env=installed, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["finetrap", "2"], done.stderr
+
+
+def test_pytorch_alone_does_not_load_the_harness(installed: dict[str, str]) -> None:
+    asks = "import sys, torch; print('lm_eval' in sys.modules, 'finetrap.lm_eval_name' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asks], env=installed, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.slow
+def test_the_harness_s_command_runs_the_model(
+    installed: dict[str, str], tiny_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "lm_eval", "--model", "finetrap", "--tasks", str(tasks["science"])]
+    command += ["--model_args", f"pretrained={tiny_folder},dtype=float32", "--output_path", str(tmp_path / "out")]
+    subprocess.run([*command, "--device", "cpu"], env=installed, capture_output=True, text=True, check=True)
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    accuracy = json.loads(written.read_text())["results"]["science"]["acc,none"]
+    items = evaluated("hf", tiny_folder, [tasks["science"]])["science"]
+    assert accuracy == pytest.approx(sum(item["acc"] for item in items) / len(items))
+
+
+# --- its tasks in a study ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return without_chat_template(tiny_folder, tmp_path_factory.mktemp("plain") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def study_rows(plain_folder: Path, tasks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """What a study kept of the untouched model, by task."""
+    name = {task: f"lm_eval:{path}" for task, path in tasks.items()}
+    study = Study(
+        models=str(plain_folder),
+        tasks=[name["science"], name["sums"]],
+        arms=["lora:rank=2"],
+        limit_train=16,
+        retention=[name["scenes"], name["articles"]],
+        dtype="float32",
+    )
+    folder = tmp_path_factory.mktemp("study")
+    results = study.run(folder / "study")
+    assert not results.failures
+    store = Store(folder / "study")
+    return {
+        Path(evaluation.task).stem: {row.id: row for row in store.rows(planned.trial, evaluation)}
+        for planned in store.plan().planned
+        for evaluation in planned.evaluations
+        if planned.trial.arm == "zero_shot"
+    }
+
+
+@pytest.fixture(scope="module")
+def harness_items(plain_folder: Path, tasks: dict[str, Path]) -> Samples:
+    """What the harness's own model says of the same."""
+    return evaluated("hf", plain_folder, list(tasks.values()))
+
+
+@pytest.mark.parametrize("name", ["science", "scenes"])
+def test_choices_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_items: Samples, name: str) -> None:
+    assert len(study_rows[name]) == len(harness_items[name])
+    for item in harness_items[name]:
+        row = study_rows[name][f"{name}-test-{item['doc_id']}"]
+        assert row.loglikelihoods == pytest.approx([v for v, _ in item["filtered_resps"]], rel=1e-6, abs=1e-4)
+        assert (row.correct, row.raw) == (item["acc_bytes"] == 1, item["acc"] == 1)
+
+
+def test_answers_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_items: Samples) -> None:
+    by_filter = {(item["doc_id"], item["filter"]): item for item in harness_items["sums"]}
+    assert len(by_filter) == 2 * len(study_rows["sums"])
+    for (index, name), item in by_filter.items():
+        row = study_rows["sums"][f"sums-test-{index}"]
+        assert row.output == item["resps"][0][0]
+        right = {"flexible-extract": row.correct, "strict-match": row.strict}
+        assert right[name] == (item["exact_match"] == 1)
+
+
+def test_texts_in_a_study_have_the_likelihood_of_the_harness(study_rows: Rows, harness_items: Samples) -> None:
+    assert len(study_rows["articles"]) == len(harness_items["articles"])
+    for item in harness_items["articles"]:
+        row = study_rows["articles"][f"articles-test-{item['doc_id']}"]
+        value, length = item["bits_per_byte"]
+        assert row.bits == pytest.approx(-value / math.log(2), rel=1e-6)
+        assert row.bytes == length
+
+
+def test_a_description_and_other_delimiters_stand_in_a_study_s_prompts_too(plain_folder: Path, tmp_path: Path) -> None:
+    made = {"description": "Answer these.\n", "target_delimiter": "\n", "doc_to_text": "{{question}} "}
+    path = harness.science(tmp_path, test=10, **made)
+    loaded = load(find(ModelSpec(name=str(plain_folder))), dtype=torch.float32, device="cpu")
+    task = get_task(f"lm_eval:{path}")
+    rows = evaluate(loaded, task, task.load("test"), Asked(), progress=lambda done: None)
+    for row, item in zip(rows, evaluated("hf", plain_folder, [path])["science"], strict=True):
+        assert row.loglikelihoods == pytest.approx([v for v, _ in item["filtered_resps"]], rel=1e-6, abs=1e-4)
+
+
+def test_the_trivial_arm_sees_what_all_questions_end_with(tasks: dict[str, Path]) -> None:
+    assert get_task(f"lm_eval:{tasks['science']}").blind_prompt == "Answer:"
+    assert get_task(f"lm_eval:{tasks['scenes']}").blind_prompt == ""
+
+
+def test_gold_is_the_answer_alone_and_a_reference_all_of_it(tasks: dict[str, Path]) -> None:
+    task = get_task(f"lm_eval:{tasks['sums']}")
+    example = task.load("train")[0]
+    assert example.reference == harness.rows("gsm8k", "train", 1)[0]["answer"]
+    assert example.reference.endswith(f"#### {example.gold}")
+    verdict = task.verdict(f"It is {example.gold}.\nQuestion: 3", example)
+    assert (verdict.correct, verdict.strict, verdict.formatted) == (True, False, False)
+    assert verdict.extracted == f"{example.gold}."
+    assert task.verdict(f"#### {example.gold}", example).strict
+
+
+def test_part_of_the_marks_is_not_right(tmp_path: Path) -> None:
+    (tmp_path / "marks.py").write_text("def marks(doc, said):\n    return {'half': 0.5 + 0.5 * ('9' in said[0])}\n")
+    path = harness.sums(tmp_path, metric_list=harness.metrics("half"))
+    path.write_text(path.read_text() + "process_results: !function marks.marks\n")
+    task = get_task(f"lm_eval:{path}")
+    example = task.load("test")[0]
+    assert [task.verdict(text, example).correct for text in ("8", "9")] == [False, True]
+
+
+def test_a_version_changes_with_the_task_s_file(tmp_path: Path) -> None:
+    versions = {get_task(f"lm_eval:{harness.scenes(tmp_path, doc_to_text=text)}").version for text in ("a", "b")}
+    assert len(versions) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "says"),
+    [
+        (harness.last_words, {}, "scored by loglikelihood; a study takes multiple_choice, generate_until"),
+        (harness.sums, {"generation_kwargs": {"until": ["x"], "do_sample": True}}, "its answers are sampled"),
+        (harness.sums, {"repeats": 4}, "its answers are sampled"),
+        (harness.sums, {"metric_list": [{"metric": "bleu"}]}, r"scores no single answer \(bleu\)"),
+        (harness.scenes, {"doc_to_text": "{{gold}}"}, "its choices stand in the question"),
+        (harness.scenes, {"doc_to_target": [0, 1]}, "several of its choices are right"),
+        (
+            harness.scenes,
+            {"doc_to_target": "{{gold if ind == 29519 else 7}}"},
+            "the right choice is 7, which is none of its choices",
+        ),
+        (harness.scenes, {"unsafe_code": True}, "it runs code that the model wrote"),
+        (harness.scenes, {"dataset_path": "nowhere_at_all"}, "cannot be loaded: "),
+        (harness.scenes, {"doc_to_text": "{{nothing}}"}, "cannot be loaded: 'nothing' is undefined"),
+    ],
+)
+def test_a_task_that_a_study_cannot_score_is_an_error(
+    make: Callable[..., Path], config: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StudyError, match=says):
+        get_task(f"lm_eval:{make(tmp_path, **config)}")
+
+
+def test_without_the_harness_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(StudyError, match=r"pip install 'finetrap\[lm-eval\]'"):
+        get_task("lm_eval:not_asked_for_before")
+
+
+def test_a_file_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(StudyError, match=r"there is no task file nowhere\.yaml"):
+        get_task("lm_eval:nowhere.yaml")
+
+
+def test_a_target_without_train_is_an_error(plain_folder: Path, tasks: dict[str, Path], tmp_path: Path) -> None:
+    study = Study(models=str(plain_folder), tasks=f"lm_eval:{tasks['scenes']}", retention=[])
+    with pytest.raises(StudyError, match=r"scenes\.yaml' has no train split"):
+        study.run(tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_file_cannot_name_a_file_that_can_run_code(
+    plain_folder: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    path = study_file(tmp_path, plain_folder, retention=[f"lm_eval:{tasks['scenes']}"])
+    with pytest.raises(StudyError, match="can run code, which a study file does not name"):
+        load_study(path)
+
+
+def test_the_harness_s_own_arc_easy_is_no_retention_task_of_ours() -> None:
+    assert get_task("arc_easy").is_near("lm_eval:arc_easy")
+    assert not get_task("arc_easy").is_near("lm_eval:hellaswag")
+
+
+def test_names_are_the_harness_s_own() -> None:
+    """Without its data, which no test downloads."""
+    with pytest.raises(StudyError, match="the task 'lm_eval:arc_easy' cannot be loaded"):
+        get_task("lm_eval:arc_easy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hellaswagg", "no task 'hellaswagg'; did you mean 'lm_eval:hellaswag'"),
+        ("mmlu", "'lm_eval:mmlu' is a group of tasks; name those"),
+    ],
+)
+def test_a_name_that_is_no_task_is_an_error(name: str, says: str) -> None:
+    with pytest.raises(StudyError, match=says):
+        get_task(f"lm_eval:{name}")
