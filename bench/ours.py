@@ -13,10 +13,10 @@ from work import Job, encoder, loaded, shots, task_of, test_examples, training_e
 from finetrap.attention import packed_attention_on
 from finetrap.config import Study
 from finetrap.evaluate import Asked, evaluate
+from finetrap.loss import TrainingRow
 from finetrap.method import build, complete_settings
 from finetrap.quiet import quiet_libraries
 from finetrap.records import ItemRow
-from finetrap.train import TrainingRow
 from finetrap.train import train as train_rows
 
 

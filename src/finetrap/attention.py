@@ -42,7 +42,8 @@ class Block(NamedTuple):
     prefix: slice
     own: slice
     bias: Float[Tensor, "queries keys"] | None
-    """Added to the scores: minus infinity where a query does not see a key; None where it sees them all."""
+    """Added to the scores: minus infinity where a query does not see a key; None where it sees them all. The queries
+    of all heads that share a key head stand one after another."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,20 @@ class PackedRow:
     """In order, without gaps."""
     _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
 
-    def blocks(self, window: int | None, like: Tensor) -> list[Block]:
-        """The row's blocks under a sliding window of `window` positions; the same in every layer that has it."""
+    def blocks(self, window: int | None, groups: int, dtype: torch.dtype) -> list[Block]:
+        """The row's blocks under a sliding window of `window` positions; the same in every layer that has it.
+
+        `groups`: the heads that share a key head.
+        """
         if window not in self._blocks:
             self._blocks[window] = [
-                self._block(span, start, min(start + QUERIES_AT_A_TIME, span.stop), window, like)
+                self._block(span, start, min(start + QUERIES_AT_A_TIME, span.stop), window, groups, dtype)
                 for span in self.spans
                 for start in range(span.start, span.stop, QUERIES_AT_A_TIME)
             ]
         return self._blocks[window]
 
-    def _block(self, span: Span, start: int, stop: int, window: int | None, like: Tensor) -> Block:
+    def _block(self, span: Span, start: int, stop: int, window: int | None, groups: int, dtype: torch.dtype) -> Block:
         positions = self.position_ids[0]
         keys = torch.cat([positions[: span.prefix], positions[span.start : stop]])
         distance = positions[start:stop, None] - keys[None, :]
@@ -81,9 +85,9 @@ class PackedRow:
         first_of_prefix = min(int(seen[0]), span.prefix)
         first_own = max(0, int(seen[seen >= span.prefix][0]) - span.prefix)
         visible = torch.cat([visible[:, first_of_prefix : span.prefix], visible[:, span.prefix + first_own :]], dim=1)
-        bias = None if bool(visible.all()) else torch.zeros_like(visible, dtype=like.dtype)
-        if bias is not None:
-            bias.masked_fill_(~visible, float("-inf"))
+        bias = None
+        if not bool(visible.all()):
+            bias = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf")).repeat(groups, 1)
         return Block(slice(start, stop), slice(first_of_prefix, span.prefix), slice(span.start + first_own, stop), bias)
 
 
@@ -115,10 +119,10 @@ class _PackedAttention(torch.autograd.Function):
             weights = _weights(queries, keys, block, ctx.scale)
             d_weights = torch.bmm(above, values.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads).mul_(ctx.scale)
-            _add_seen(d_key, block, torch.bmm(d_scores.transpose(1, 2), queries).mul_(ctx.scale))
+            d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads)
+            _add_seen(d_key, block, torch.bmm(d_scores.transpose(1, 2), queries))
             _add_seen(d_value, block, torch.bmm(weights.transpose(1, 2), above))
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
+        return d_query.mul_(ctx.scale), d_key.mul_(ctx.scale).to(key.dtype), d_value.to(value.dtype), None, None
 
 
 def attend(
@@ -149,8 +153,7 @@ def _weights(
     if block.bias is None:
         scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
     else:
-        bias = block.bias.repeat(queries.shape[1] // block.bias.shape[0], 1)
-        scores = torch.baddbmm(bias[None], queries, keys.transpose(1, 2), alpha=scale)
+        scores = torch.baddbmm(block.bias, queries, keys.transpose(1, 2), alpha=scale)
     return scores.softmax(dim=-1)
 
 
@@ -192,7 +195,8 @@ def packed_attention(
     The dropout of attention weights that a few configurations ask for is left out.
     """
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
-    attended: Tensor = _PackedAttention.apply(query, key, value, packed.blocks(sliding_window, query), scale)  # type: ignore[no-untyped-call]
+    blocks = packed.blocks(sliding_window, query.shape[1] // key.shape[1], query.dtype)
+    attended: Tensor = _PackedAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return attended, None
 
 

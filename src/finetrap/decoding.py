@@ -140,7 +140,8 @@ class Rows:
                 kept[row, :, : span.stop - span.start] = new[0, :, own]
         if prefix is not None:
             key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
-        return attend(query, key, value, reading.packed.blocks(window, query), scale)
+        blocks = reading.packed.blocks(window, query.shape[1] // key.shape[1], query.dtype)
+        return attend(query, key, value, blocks, scale)
 
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None

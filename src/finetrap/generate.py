@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetrap.allocator import keep_freed_memory
 from finetrap.attention import by_token_budget, common_prefix
 from finetrap.decoding import Rows, decoding_attention_on
 
@@ -49,6 +50,7 @@ def generate_greedy(
     """The likeliest token at every step, until a stop token, a stop text or `max_new_tokens`."""
     if not prompts:
         return []
+    keep_freed_memory()
     stop = _Stop(frozenset(stop_tokens), tuple(stop_texts), max_new_tokens)
     shared = common_prefix(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from finetrap.allocator import keep_freed_memory
 from finetrap.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
 from finetrap.records import TrainingLogEntry
@@ -107,6 +108,7 @@ def train(
 
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     """
+    keep_freed_memory()
     steps_an_epoch = math.ceil(len(rows) / training.batch_size)
     steps = steps_an_epoch * training.epochs
     masters = Masters([p for p in model.parameters() if p.requires_grad])
