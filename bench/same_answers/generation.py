@@ -189,14 +189,21 @@ def _odd(model: str, prompts: Callable[[], list[list[int]]], rows: int, stops: C
     return same_tokens(pair, tokenizer, prompts(), rows=rows, new=NEW, stops=stops)
 
 
+def _texts_in(answers: Sequence[str]) -> list[str]:
+    """Out of the midst of every second answer one to three characters, and a text that stands in none."""
+    texts = {"\nQuestion:"}
+    for index, text in enumerate(answers[::2]):
+        pieces = [text[i : i + size] for size in (1 + index % 3, 1) for i in range(len(text) // 3, len(text) - size)]
+        texts.update([piece for piece in pieces if piece.isascii() and piece.isprintable()][:1])
+    return sorted(texts)
+
+
 def _stop_texts(model: str, rows: int) -> Outcome:
     """Against a free run of `model.generate`, decoded token by token until one of the texts stands in it."""
     loaded, pair = base(model), adapted(model, "none", merged=False)
     tokenizer, prompts, new = loaded.tokenizer, questions(loaded, 20, 1), 40
     theirs = transformers_answers(pair.reference, prompts, rows=rows, new=new, stops=())
-    written = "".join(str(tokenizer.decode(answer.ids[10:30])) for answer in theirs)
-    plain = [i for i in range(len(written) - 2) if written[i : i + 2].isascii() and written[i : i + 2].isprintable()]
-    texts = sorted({written[i : i + 2] for i in plain[:: max(1, len(plain) // 6)]} | {"\nQuestion:"})
+    texts = _texts_in([str(tokenizer.decode(answer.ids)) for answer in theirs])
     ours = generate_greedy(
         pair.ours, tokenizer, prompts, max_new_tokens=new, stop_tokens=(), stop_texts=texts, rows_at_a_time=rows
     )
