@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-instruct-q4
 
-.PHONY: demo test check lint format generate docs bench clean
+.PHONY: demo test check lint format generate docs bench verify clean
 
 demo: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
@@ -34,6 +34,11 @@ generate: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html"
+
+# Whether the engine gives the answers of Transformers, PEFT and TRL; what is in the file is not computed again.
+verify: .venv/installed
+	$(BIN)/finetrap models get $(MODEL)
+	PYTHONPATH=bench:tests $(BIN)/python -m same_answers
 
 # Hours: every figure of docs/performance.md, three runs each. MODELS is a folder with further GGUF files; what is already
 # in bench/results is measured again unless BENCH is --missing.

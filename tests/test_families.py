@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import VARIANTS
 from peft import PeftModel
 from safetensors import safe_open
+from tiny import VARIANTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 

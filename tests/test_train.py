@@ -87,35 +87,6 @@ def test_packed_loss_and_gradient_equal_those_of_transformers_on_a_padded_batch(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_packed_loss_and_gradient_equal_those_of_trl(tiny_model, tiny_tokenizer, tmp_path, name):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    base, rows = tiny_model(), make_rows(6)
-    with packed_attention_on(base):
-        model = adapt(base, name)
-        loss = CompletionLoss(model).summed(rows) / sum(row.completion_length for row in rows)
-    labelled = [{"input_ids": ids, "labels": [-100] * length + ids[length:]} for ids, length in rows]
-    trainer = trl.SFTTrainer(
-        model=model,
-        args=trl.SFTConfig(
-            output_dir=str(tmp_path),
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            max_length=None,
-            per_device_train_batch_size=len(rows),
-            activation_checkpointing=False,
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-        ),
-        train_dataset=datasets.Dataset.from_list(labelled),
-        processing_class=tiny_tokenizer,
-    )
-    (batch,) = trainer.get_train_dataloader()
-    assert_same_loss_and_gradient(model, loss, trainer.compute_loss(model, batch))
-
-
-@pytest.mark.parametrize("name", METHODS)
 def test_a_run_ends_with_the_weights_of_a_plain_loop(tiny_model, name):
     rows = make_rows(6)
     base, plain = (tiny_model() for _ in range(2))

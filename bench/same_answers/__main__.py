@@ -1,0 +1,121 @@
+"""Compute the matrix and write bench/results/same_answers.json; exits 1 where a cell fails.
+
+    PYTHONPATH=bench:tests python -m same_answers [--sample] [--only TEXT] [--seconds N]
+
+A cell that the file holds is not computed again, as long as neither finetrap nor this folder changed.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import finetrap
+from finetrap.provenance import processor
+from same_answers.cells import Cell, Outcome
+from same_answers.low_precision import summary
+from same_answers.matrix import matrix, sample
+from same_answers.subjects import SMOLLM2, models
+
+PATH = Path(__file__).parent.parent / "results" / "same_answers.json"
+PACKAGES = ("torch", "transformers", "peft", "trl")
+
+
+def _code() -> str:
+    """A hash of all that decides a cell, but for the packages."""
+    folders = (Path(finetrap.__file__).parent, Path(__file__).parent)
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in PACKAGES}
+    return {"finetrap": finetrap.__version__, "code": _code(), "python": platform.python_version(), **packages}
+
+
+def _done() -> dict[str, dict[str, Any]]:
+    if not PATH.is_file():
+        return {}
+    written = json.loads(PATH.read_text())
+    return {_key(cell): cell for cell in written["cells"]} if written["versions"] == _versions() else {}
+
+
+def _key(row: dict[str, Any]) -> str:
+    return Cell(
+        **{name: row[name] for name in ("what", "model", "method", "rows", "shots", "adapter")}, compute=_none
+    ).key
+
+
+def _none() -> Outcome:
+    raise AssertionError("a cell that was read is not computed")
+
+
+def _row(cell: Cell) -> dict[str, Any]:
+    started = time.perf_counter()
+    try:
+        outcome = cell.compute()
+    except Exception as error:  # What breaks is a cell that failed; the others are still to be known.
+        outcome = Outcome(0, 0, 0, says=f"{type(error).__name__}: {error}"[:300])
+    named = {name: getattr(cell, name) for name in ("what", "model", "method", "rows", "shots", "adapter")}
+    found = {name: value for name, value in outcome._asdict().items() if name not in ("says", "counts") or value}
+    return {**named, **found, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _write(cells: Sequence[dict[str, Any]]) -> None:
+    head = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": processor(),
+        "versions": _versions(),
+        "passed": sum(cell["passed"] for cell in cells),
+        "failed": sum(not cell["passed"] for cell in cells),
+        "bfloat16": summary([cell for cell in cells if "counts" in cell]),
+    }
+    lines = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Whether finetrap's engine gives the answers of others.")
+    parser.add_argument("--sample", action="store_true", help="compute the part that the tests do; write nothing")
+    parser.add_argument("--only", default="", help="compute the cells whose name holds this")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after that; go on next time")
+    given = parser.parse_args()
+
+    warnings.simplefilter("ignore")
+    everything = matrix(models())
+    done = {} if given.sample else _done()
+    chosen = [cell for cell in (sample(everything) if given.sample else everything) if given.only in cell.key]
+    missing = [cell for cell in chosen if cell.key not in done]
+    print(f"{len(chosen) - len(missing)} of {len(chosen)} cells are there", flush=True)
+    started = time.perf_counter()
+    for index, cell in enumerate(missing):
+        if time.perf_counter() - started > given.seconds:
+            print(f"{len(missing) - index} cells are left")
+            break
+        row = done[cell.key] = _row(cell)
+        print(
+            f"{'ok    ' if row['passed'] else 'FAILED'} {cell.key}  {row['seconds']} s  {row.get('says', '')}",
+            flush=True,
+        )
+        gc.collect()
+        if not given.sample:
+            _write([done[c.key] for c in everything if c.key in done])
+    if SMOLLM2 not in models():
+        print("without SmolLM2, which is not on this machine: finetrap models get smollm2-135m-instruct-q4")
+    failed = [cell.key for cell in chosen if cell.key in done and not done[cell.key]["passed"]]
+    print(f"{len(failed)} failed" if failed else "all the same")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""All cells, and the part of them that is computed in every test."""
+
+import random
+from collections.abc import Sequence
+
+from same_answers import generation, likelihood, low_precision, training
+from same_answers.cells import Cell
+from same_answers.subjects import SMOLLM2
+
+
+def matrix(models: Sequence[str]) -> list[Cell]:
+    """Every cell, those of a model one after the other."""
+    parts = (generation, likelihood, training, low_precision)
+    return [cell for model in models for part in parts for cell in part.cells([model])]
+
+
+def sample(cells: Sequence[Cell]) -> list[Cell]:
+    """A few of the tiny models' cells: each kind with each method, adapter, batch size and number of shots once."""
+    order = [cell for cell in cells if cell.model != SMOLLM2]
+    random.Random(0).shuffle(order)
+    seen: set[tuple[object, ...]] = set()
+    chosen = []
+    for cell in order:
+        sides: set[tuple[object, ...]] = {(cell.what, cell.rows), (cell.what, "shots", cell.shots)}
+        # A whole run takes seconds.
+        if "a run of" not in cell.what:
+            sides |= {(cell.what, cell.method, cell.adapter), (cell.model, cell.method)}
+        if not sides <= seen:
+            chosen.append(cell)
+            seen |= sides
+    return sorted(chosen, key=lambda cell: (cell.model, cell.method, str(cell.adapter)))
