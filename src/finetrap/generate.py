@@ -9,11 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetrap.allocator import keep_freed_memory
 from finetrap.attention import by_token_budget, common_prefix
+from finetrap.cost import free_memory_bytes
 from finetrap.decoding import Rows, decoding_attention_on
 
 ROWS_AT_A_TIME = 64
 CACHE_BYTES = 2 << 30
-"""Of keys and values; it bounds the rows."""
+"""Of keys and values, at most, and no more than a quarter of the free memory; it bounds the rows."""
 TOKENS_AT_A_TIME = 4096
 """Of prompts that are read in one pass."""
 
@@ -55,7 +56,8 @@ def generate_greedy(
     shared = common_prefix(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     capacity = max(map(len, prompts)) - shared + max_new_tokens
-    fitting = CACHE_BYTES // (_bytes_a_token(model) * capacity)
+    cache_bytes = min(CACHE_BYTES, free_memory_bytes(str(model.device)) // 4)
+    fitting = cache_bytes // (_bytes_a_token(model) * capacity)
     rows = Rows(model, rows=max(1, min(rows_at_a_time, len(prompts), fitting)), capacity=capacity)
     new: dict[int, list[int]] = {}
     results: dict[int, Generated] = {}

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from finetrap.attention import PackedRow, Span, by_token_budget, logits_at, packed_attention_on
+from finetrap.attention import PackedRow, Span, by_token_budget, packed_attention_on
+from finetrap.head import Head
 
-TOKENS_AT_A_TIME = 2048
-"""Of a packed row, the shared prefix not counted."""
+TOKENS_AT_A_TIME = 4096
+"""Of a packed row, the shared prefix not counted, which is computed once a row."""
 
 
 class ChoiceItem(NamedTuple):
@@ -24,8 +25,8 @@ class ChoiceItem(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
-        return len(self.context) + sum(map(len, self.choices))
+        """Tokens that are computed: nothing is predicted from the last token of a choice."""
+        return len(self.context) + sum(len(choice[:-1]) for choice in self.choices)
 
 
 class ChoiceScore(NamedTuple):
@@ -65,17 +66,17 @@ def choice_scores(
     order = sorted(range(len(items)), key=lambda i: -items[i].length)
     results: list[tuple[ChoiceScore, ...]] = [()] * len(items)
     with packed_attention_on(model):
+        head = Head(model)
         for group in by_token_budget([items[i].length for i in order], TOKENS_AT_A_TIME):
             chosen = [order[i] for i in group]
-            for i, scores in zip(chosen, _row_scores(model, [items[i] for i in chosen], prefix), strict=True):
+            for i, scores in zip(chosen, _row_scores(head, [items[i] for i in chosen], prefix), strict=True):
                 results[i] = scores
             progress(len(group))
     return results
 
 
-def _row_scores(
-    model: PreTrainedModel, items: Sequence[ChoiceItem], prefix: Sequence[int]
-) -> list[tuple[ChoiceScore, ...]]:
+def _row_scores(head: Head, items: Sequence[ChoiceItem], prefix: Sequence[int]) -> list[tuple[ChoiceScore, ...]]:
+    device = head.causal.device
     ids, positions = list(prefix), list(range(len(prefix)))
     spans = [Span(0, len(prefix))] if prefix else []
     predicting: list[int] = []
@@ -86,18 +87,20 @@ def _row_scores(
         ids.extend(item.context)
         positions.extend(range(len(prefix), len(prefix) + len(item.context)))
         for choice in item.choices:
-            predicting.extend([end_of_context - 1, *range(len(ids), len(ids) + len(choice))][: len(choice)])
+            read = choice[:-1]
+            predicting.extend([end_of_context - 1, *range(len(ids), len(ids) + len(read))][: len(choice)])
             targets.extend(choice)
-            ids.extend(choice)
-            positions.extend(range(len(prefix) + len(item.context), len(prefix) + len(item.context) + len(choice)))
+            ids.extend(read)
+            positions.extend(range(len(prefix) + len(item.context), len(prefix) + len(item.context) + len(read)))
         spans.append(Span(start, len(ids), len(prefix), _tree_mask(item)))
-    row = PackedRow(
-        torch.tensor([ids], device=model.device), torch.tensor([positions], device=model.device), tuple(spans)
-    )
-    logits = logits_at(model, row, torch.tensor(predicting, device=model.device))
-    wanted = torch.tensor(targets, device=model.device)
-    losses = cross_entropy(logits, wanted, reduction="none")
-    return _by_choice(losses.double().tolist(), (logits.argmax(dim=-1) == wanted).tolist(), items)
+    row = PackedRow(torch.tensor([ids], device=device), torch.tensor([positions], device=device), tuple(spans))
+    wanted = torch.tensor(targets, device=device)
+    losses: list[float] = []
+    likeliest: list[bool] = []
+    for part, logits in head.logits(row, torch.tensor(predicting, device=device)):
+        losses += cross_entropy(logits, wanted[part], reduction="none").double().tolist()
+        likeliest += (logits.argmax(dim=-1) == wanted[part]).tolist()
+    return _by_choice(losses, likeliest, items)
 
 
 def _by_choice(
@@ -120,7 +123,7 @@ def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"]:
     mask = torch.ones(item.length, item.length, dtype=torch.bool).tril()
     start = len(item.context)
     for choice in item.choices:
-        stop = start + len(choice)
+        stop = start + len(choice[:-1])
         mask[start:stop, len(item.context) : start] = False
         start = stop
     return mask

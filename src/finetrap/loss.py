@@ -11,16 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from finetrap.attention import PackedRow, by_token_budget, common_prefix, logits_at, pack_causal
+from finetrap import head
+from finetrap.attention import by_token_budget, common_prefix, logits_at, pack_causal
 from finetrap.cost import free_memory_bytes, is_out_of_memory
 
 T = TypeVar("T")
 
 TOKENS_AT_A_TIME = 4096
 """Of a micro-batch, at most: large enough for the matrix products to run at full speed on a CPU."""
-
-LOGITS_AT_A_TIME = 1 << 25
-"""Tokens times vocabulary: 128 MiB of float32."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -34,7 +32,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if trained[1] else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and trained[2] else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        size = max(1, LOGITS_AT_A_TIME // len(weight))
+        size = max(1, head.LOGITS_AT_A_TIME // len(weight))
         for start in range(0, len(targets), size):
             part, wanted = hidden[start : start + size], targets[start : start + size]
             logs = linear(part, weight, bias).log_softmax(dim=-1, dtype=torch.float32)
@@ -76,11 +74,13 @@ class TrainingRow(NamedTuple):
 class CompletionLoss:
     """The loss of a model on training rows, in micro-batches that fit into memory; within `packed_attention_on`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, reserved_bytes: int = 0) -> None:
+        """`reserved_bytes`: of the free memory, what something else is going to need."""
         self.model = model
-        self.causal = _causal(model)
-        self.plain = self._head_is_plain()
-        fitting = free_memory_bytes(str(self.causal.device)) // 2 // _activation_bytes_a_token(self.causal)
+        self.head = head.Head(model)
+        self.device: torch.device = self.head.causal.device
+        free = free_memory_bytes(str(self.device)) - reserved_bytes
+        fitting = free // 2 // _activation_bytes_a_token(self.head.causal)
         self.tokens_at_a_time = max(1, min(TOKENS_AT_A_TIME, fitting))
 
     def backward(self, batch: Sequence[TrainingRow], *, forget: Callable[[], None]) -> float:
@@ -110,7 +110,7 @@ class CompletionLoss:
 
     def summed(self, rows: Sequence[TrainingRow]) -> Float[Tensor, ""]:
         """Nats of the completion tokens of some rows in all, one packed pass."""
-        device = self.causal.device
+        device = self.device
         # A chat template's system message, above all: computed once, its gradient that of all rows.
         prefix = common_prefix([row.ids[: row.prompt_length] for row in rows]) if len(rows) > 1 else 0
         packed = pack_causal([row.ids for row in rows], device, prefix=prefix)
@@ -120,11 +120,10 @@ class CompletionLoss:
             predicting.extend(range(span.stop - 1 - row.completion_length, span.stop - 1))
             targets.extend(row.ids[row.prompt_length :])
         positions, wanted = torch.tensor(predicting, device=device), torch.tensor(targets, device=device)
-        if not self.plain:
+        if not self.head.is_plain:
             return cross_entropy(logits_at(self.model, packed, positions), wanted, reduction="sum")
-        head = self.causal.get_output_embeddings()
-        hidden = self._hidden(packed)[positions]
-        total: Tensor = _SummedCrossEntropy.apply(hidden, head.weight, head.bias, wanted)  # type: ignore[no-untyped-call]
+        hidden, layer = self.head.hidden(packed)[positions], self.head.layer
+        total: Tensor = _SummedCrossEntropy.apply(hidden, layer.weight, layer.bias, wanted)  # type: ignore[no-untyped-call]
         return total
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
@@ -139,25 +138,6 @@ class CompletionLoss:
                 if not is_out_of_memory(error) or len(self._micro_batches(rows)) == len(rows):
                     raise
             self.tokens_at_a_time //= 2
-
-    def _hidden(self, row: PackedRow) -> Float[Tensor, "tokens hidden"]:
-        states: Tensor = self.causal.get_decoder()(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, packed=row
-        ).last_hidden_state
-        return states[0]
-
-    @torch.no_grad()
-    def _head_is_plain(self) -> bool:
-        """Whether logits are what the head makes of the last hidden state. Some families cap or scale them after it."""
-        row = pack_causal([list(range(8))], self.causal.device)
-        logits = logits_at(self.causal, row, torch.arange(8, device=self.causal.device))
-        plain = self.causal.get_output_embeddings()(self._hidden(row)).float()
-        return float((logits - plain).square().mean()) <= 1e-4 * float(logits.square().mean())
-
-
-def _causal(model: Any) -> Any:
-    """The model of Transformers within a PEFT model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _activation_bytes_a_token(model: Any) -> int:

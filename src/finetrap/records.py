@@ -11,7 +11,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.scoring import Outcome
 from finetrap.task import Example, Kind
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever the comparison protocol can give another number; part of every training key."""
 
 Purpose = Literal["target", "retention", "out_of_distribution"]

@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from finetrap.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
 from finetrap.records import TrainingLogEntry
 
+OPTIMISER_BYTES = 12
+"""Of a trained weight: its gradient and AdamW's two moments, in float32, which the first step allocates."""
 VALIDATIONS = 4
 """How often validation loss is measured in a run, evenly spaced, the end included."""
 
@@ -60,16 +64,6 @@ class Masters:
                 if master is not parameter:
                     parameter.copy_(master)
 
-    def snapshot(self) -> list[Tensor]:
-        """A copy of the parameters as they compute."""
-        return [parameter.detach().clone() for parameter in self.parameters]
-
-    def restore(self, saved: Sequence[Tensor]) -> None:
-        """Bring a snapshot back."""
-        with torch.no_grad():
-            for master, value in zip(self.masters, saved, strict=True):
-                master.copy_(value)
-
     def finish(self, *, keep_float32: bool) -> None:
         """End training: leave the masters in the model where `keep_float32`, else what was rounded from them."""
         for hook in self._hooks:
@@ -90,6 +84,30 @@ def _adder(master: Tensor) -> Callable[[Tensor], None]:
     return add
 
 
+class _Best:
+    """The weights of the lowest validation loss so far, on disk: a full model's would not fit beside its optimiser."""
+
+    def __init__(self, masters: Masters, loss: float | None, folder: Path | None) -> None:
+        self._masters = masters
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115  # it goes with this object, however the run ends
+        self.keep(loss, step=0)
+
+    def keep(self, loss: float | None, *, step: int) -> None:
+        """Take the weights as they are."""
+        self.loss, self.step = loss, step
+        self._file.seek(0)
+        torch.save([parameter.detach() for parameter in self._masters.parameters], self._file)
+        self._file.truncate()
+
+    def restore(self) -> None:
+        """Bring the weights back."""
+        self._file.seek(0)
+        with torch.no_grad():
+            for master, value in zip(self._masters.masters, torch.load(self._file, weights_only=True), strict=True):
+                master.copy_(value)
+        self._masters.publish()
+
+
 def train(
     model: torch.nn.Module,
     rows: Sequence[TrainingRow],
@@ -98,6 +116,7 @@ def train(
     training: Training,
     seed: int,
     keep_float32: bool,
+    scratch: Path | None = None,
     progress: Callable[[TrainingLogEntry, int], None] = lambda entry, steps: None,
 ) -> Trained:
     """Train what requires gradients; `model` is to be within `packed_attention_on`.
@@ -107,6 +126,7 @@ def train(
     `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
 
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
+    `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
     keep_freed_memory()
     steps_an_epoch = math.ceil(len(rows) / training.batch_size)
@@ -121,10 +141,9 @@ def train(
     )
     validate_at = {math.ceil(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
 
-    losses = CompletionLoss(model)
-    before = _validated(losses, validation)
-    best, best_step, best_weights = before, 0, masters.snapshot()
-    validated: float | None = before
+    losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
+    before = validated = _validated(losses, validation)
+    best = _Best(masters, before, scratch)
     limit: float | None = None
     tokens = 0
     log: list[TrainingLogEntry] = []
@@ -151,8 +170,8 @@ def train(
             if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
                 outcome = "diverged"
                 break
-            if validated is not None and step < steps and (best is None or validated < best):
-                best, best_step, best_weights = validated, step, masters.snapshot()
+            if validated is not None and step < steps and (best.loss is None or validated < best.loss):
+                best.keep(validated, step=step)
         entry = TrainingLogEntry(
             step=step,
             epoch=step / steps_an_epoch,
@@ -166,12 +185,11 @@ def train(
         log.append(entry)
         progress(entry, steps)
     if outcome == "diverged":
-        masters.restore(best_weights)
-        masters.publish()
-        validated = best
+        best.restore()
+        validated = best.loss
     masters.finish(keep_float32=keep_float32)
     model.eval()
-    last = best_step if outcome == "diverged" else steps
+    last = best.step if outcome == "diverged" else steps
     return Trained(outcome, last, steps, before, validated, tokens, log)
 
 

@@ -1,8 +1,8 @@
 """One trial: the one place where data, model, method, training and evaluation meet."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,7 +34,7 @@ from finetrap.task import Example, Task
 from finetrap.train import train
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -159,7 +159,7 @@ def _train(
 ) -> "PreTrainedModel":
     assert method.training is not None
     assert method.prepare is not None
-    encoder = Encoder(loaded.tokenizer, items.task, chat=loaded.record.chat)
+    encoder = _encoder(loaded.tokenizer, items.task, loaded.record.chat)
     limit = loaded.model.config.get_text_config().max_position_embeddings
     rows, too_long = _rows(encoder, items.splits.train, limit)
     validation, _ = _rows(encoder, items.splits.validation, limit)
@@ -184,6 +184,7 @@ def _train(
             training=method.training,
             seed=trial.seed,
             keep_float32=method.adapter,
+            scratch=store.trial_folder(trial),
             progress=progress,
         )
 
@@ -211,7 +212,15 @@ def _train(
     return _merged(wrapped, loaded.model.dtype) if method.adapter else model
 
 
-def _rows(encoder: Encoder, examples: Sequence[Example], limit: int) -> tuple[list[TrainingRow], int]:
+@lru_cache(maxsize=2)
+def _encoder(tokenizer: "PreTrainedTokenizerBase", task: Task, chat: bool) -> Encoder:
+    """One for all trials of a model and a task, and with it the rows below."""
+    return Encoder(tokenizer, task, chat=chat)
+
+
+@lru_cache(maxsize=4)
+def _rows(encoder: Encoder, examples: tuple[Example, ...], limit: int) -> tuple[list[TrainingRow], int]:
+    """Examples in tokens, the same for every trial, and how many are longer than `limit`."""
     rows = [TrainingRow(*encoder.training_row(example)) for example in examples]
     kept = [row for row in rows if len(row.ids) <= limit]
     return kept, len(rows) - len(kept)

@@ -1,0 +1,52 @@
+"""From a packed row to logits of some of its tokens, a few at a time: all at once they would be the largest tensor."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from finetrap.attention import PackedRow, logits_at, pack_causal
+
+LOGITS_AT_A_TIME = 1 << 25
+"""Tokens times vocabulary: 128 MiB of float32."""
+
+
+class Head:
+    """A model's body and its head apart; within `packed_attention_on`."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self.layer: Any = self.causal.get_output_embeddings()
+        self.is_plain = self._is_plain()
+        """Whether logits are what the head makes of the last hidden state. Some families cap or scale them after it."""
+
+    def hidden(self, row: PackedRow) -> Float[Tensor, "tokens hidden"]:
+        """The last hidden states of a row."""
+        states: Tensor = self.causal.get_decoder()(
+            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, packed=row
+        ).last_hidden_state
+        return states[0]
+
+    def logits(
+        self, row: PackedRow, positions: Int[Tensor, " kept"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "part vocabulary"]]]:
+        """Logits at some positions in float32, in parts, each with the part of `positions` that it is of."""
+        if not self.is_plain:
+            yield slice(0, len(positions)), logits_at(self.model, row, positions)
+            return
+        hidden = self.hidden(row)[positions]
+        size = max(1, LOGITS_AT_A_TIME // len(self.layer.weight))
+        for start in range(0, len(positions), size):
+            part = slice(start, min(start + size, len(positions)))
+            yield part, self.layer(hidden[part]).float()
+
+    @torch.no_grad()
+    def _is_plain(self) -> bool:
+        device = self.causal.device
+        row = pack_causal([list(range(8))], device)
+        logits = logits_at(self.causal, row, torch.arange(8, device=device))
+        plain = self.layer(self.hidden(row)).float()
+        return float((logits - plain).square().mean()) <= 1e-4 * float(logits.square().mean())
