@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import make_model
 from torch.nn.functional import cross_entropy
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from finetrap import head as head_module
 from finetrap.attention import packed_attention_on
@@ -62,23 +62,20 @@ def test_a_head_with_a_bias_gets_its_gradient(monkeypatch):
     assert_equal_to_plain(model, ROWS)
 
 
-def test_logits_that_a_model_caps_after_its_head_stay_capped():
+def test_logits_that_a_model_scales_after_its_head_stay_scaled():
     torch.manual_seed(0)
-    config = Gemma2Config(
+    config = GraniteConfig(
         vocab_size=260,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=0.05,
-        attn_logit_softcapping=None,
+        logits_scaling=0.25,
+        initializer_range=0.2,
         attn_implementation="sdpa",
     )
-    model = Gemma2ForCausalLM(config).eval()
-    model.model.embed_tokens.weight.data.mul_(20)
-    assert_equal_to_plain(model, ROWS)
+    assert_equal_to_plain(GraniteForCausalLM(config).eval(), ROWS)
 
 
 @pytest.mark.parametrize("prompt_lengths", [(4, 4, 4), (4, 6, 9)])

@@ -101,7 +101,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
     return Results(
         study={
             "name": study.name,
-            "protocol": PROTOCOL,
+            "protocol": max((p.trial.protocol for p in plan.planned), default=PROTOCOL),
             "settings": study.model_dump(mode="json"),
             "command": plan.command,
             "finished": max((r.finished for r in records), default=None),

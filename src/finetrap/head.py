@@ -16,9 +16,9 @@ LOGITS_AT_A_TIME = 1 << 25
 class Head:
     """A model's body and its head apart; within `packed_attention_on`."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        self.causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.layer: Any = self.causal.get_output_embeddings()
         self.is_plain = self._is_plain()
         """Whether logits are what the head makes of the last hidden state. Some families cap or scale them after it."""

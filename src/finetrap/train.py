@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,9 +87,9 @@ def _adder(master: Tensor) -> Callable[[Tensor], None]:
 class _Best:
     """The weights of the lowest validation loss so far, on disk: a full model's would not fit beside its optimiser."""
 
-    def __init__(self, masters: Masters, loss: float | None, folder: Path | None) -> None:
+    def __init__(self, masters: Masters, loss: float | None, file: IO[bytes]) -> None:
         self._masters = masters
-        self._file = TemporaryFile(dir=folder)  # noqa: SIM115  # it goes with this object, however the run ends
+        self._file = file
         self.keep(loss, step=0)
 
     def keep(self, loss: float | None, *, step: int) -> None:
@@ -129,6 +129,20 @@ def train(
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
     keep_freed_memory()
+    with TemporaryFile(dir=scratch) as kept:
+        return _train(model, rows, validation, training, seed, keep_float32, kept, progress)
+
+
+def _train(
+    model: torch.nn.Module,
+    rows: Sequence[TrainingRow],
+    validation: Sequence[TrainingRow],
+    training: Training,
+    seed: int,
+    keep_float32: bool,
+    kept: IO[bytes],
+    progress: Callable[[TrainingLogEntry, int], None],
+) -> Trained:
     steps_an_epoch = math.ceil(len(rows) / training.batch_size)
     steps = steps_an_epoch * training.epochs
     masters = Masters([p for p in model.parameters() if p.requires_grad])
@@ -143,7 +157,7 @@ def train(
 
     losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
     before = validated = _validated(losses, validation)
-    best = _Best(masters, before, scratch)
+    best = _Best(masters, before, kept)
     limit: float | None = None
     tokens = 0
     log: list[TrainingLogEntry] = []
