@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from finetrap import generate as generate_module
 from finetrap.generate import common_prefix, generate_greedy
@@ -215,3 +216,22 @@ def test_progress_tells_of_every_prompt(tiny_model, tiny_tokenizer):
         progress=done.append,
     )
     assert done == [4, 4, 1]
+
+
+def test_a_family_that_names_no_key_heads_is_decoded_too(tiny_tokenizer):
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=261,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        attn_implementation="sdpa",
+    )
+    model = GPTNeoXForCausalLM(config).eval()
+    prompts = [[7, 8, 9, 40, 41], [7, 8, 9, 50], [7, 8, 9, 60, 61, 62]]
+    answers = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=6, stop_tokens={260})
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=260)
+        assert answer.ids == [token for token in expected[0, len(prompt) :].tolist() if token != 260]

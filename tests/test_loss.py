@@ -153,3 +153,18 @@ print(json.dumps([sizes, trained.log[0].loss, float(sum(p.double().sum() for p i
     assert all(limited[0])
     assert free[0] == []
     assert limited[1:] == pytest.approx(free[1:], rel=1e-6)
+
+
+def test_an_adapter_on_the_head_is_trained_too():
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model("llama-untied")
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+    with packed_attention_on(base):
+        got = CompletionLoss(model).summed(ROWS)
+    expected = plain_loss(model, ROWS)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    found, wanted = gradients(model, got), gradients(model, expected)
+    assert any("lm_head" in name for name in wanted)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name

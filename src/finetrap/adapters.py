@@ -57,21 +57,19 @@ class _Dora(torch.autograd.Function):
         a, b = a.to(x.dtype), b.to(x.dtype)
         column = (magnitude / norm)[:, None].to(x.dtype)
         narrow = x @ a.T
-        out = linear(x, column * weight, bias).addmm_(narrow, (column * b).T, alpha=scale)
-        ctx.save_for_backward(x, narrow, out, weight, bias, a, b, magnitude, column)
+        out = linear(x, column * weight).addmm_(narrow, (column * b).T, alpha=scale)
+        ctx.save_for_backward(x, narrow, out, weight, a, b, magnitude, column)
         ctx.scale = scale
-        return out
+        return out if bias is None else out + bias
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, out, weight, bias, a, b, magnitude, column = ctx.saved_tensors
+        x, narrow, out, weight, a, b, magnitude, column = ctx.saved_tensors
         above = (gradient @ (column * b)).mul_(ctx.scale)
         d_a = above.T @ x
         d_b = column * (narrow.T @ gradient).T * ctx.scale
         d_x = (gradient @ (column * weight)).addmm_(above, a) if ctx.needs_input_grad[0] else None
         products = (gradient * out).sum(dim=0, dtype=torch.float32)
-        if bias is not None:
-            products -= gradient.sum(dim=0, dtype=torch.float32) * bias
         return d_x, None, None, d_a.to(magnitude.dtype), d_b.to(magnitude.dtype), products / magnitude, None, None
 
 

@@ -9,13 +9,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = (1 << 31) - 1
 
 
+def give_back_freed_memory() -> None:
+    """Return to the system what is kept, so that the memory of what comes next can be measured."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> None:
     """Let glibc serve large tensors out of memory it keeps. Else each is mapped, cleared and unmapped by the kernel.
 
     Elsewhere than with glibc nothing is done.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if _is_glibc():
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, LARGEST)

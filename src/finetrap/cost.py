@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from finetrap.allocator import give_back_freed_memory
 from finetrap.errors import StudyError
 
 
@@ -37,6 +38,7 @@ def measure(device: str = "cpu") -> Iterator[Measured]:
             measured.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
             measured.seconds = time.perf_counter() - started
         return
+    give_back_freed_memory()
     process = psutil.Process()
     done = threading.Event()
 
@@ -64,11 +66,10 @@ def folder_bytes(folder: Path) -> int:
 def full_training_bytes(parameters: int, *, dtype: str) -> int:
     """Memory that full fine-tuning needs at the least: weights, gradients and AdamW's two moments.
 
-    In bfloat16 a weight takes 2 bytes and its float32 master 4, its gradient 4, its moments 8, and a
-    copy of the best weights 2; in float32 it is its own master, and the copy takes 4. The untouched
-    model stays in memory beside it.
+    In bfloat16 a weight takes 2 bytes and its float32 master 4, its gradient 4, its moments 8; in float32 it is its
+    own master. The untouched model stays in memory beside it. The best weights of a run are kept on disk.
     """
-    bytes_each = 2 + 4 + 4 + 8 + 2 + 2 if dtype == "bfloat16" else 4 + 4 + 8 + 4 + 4
+    bytes_each = 2 + 4 + 4 + 8 + 2 if dtype == "bfloat16" else 4 + 4 + 8 + 4
     return parameters * bytes_each
 
 
@@ -93,7 +94,9 @@ def free_memory_bytes(device: str) -> int:
         import torch
 
         free: int = torch.cuda.mem_get_info(device)[0]
-        return free
+        # What torch keeps for itself and does not use is free to torch.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    give_back_freed_memory()
     return int(psutil.virtual_memory().available)
 
 

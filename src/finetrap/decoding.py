@@ -136,7 +136,7 @@ class Rows:
             if row < 0:
                 self._prefix[layer] = (key.contiguous(), value.contiguous())
                 continue
-            for kept, new in zip(self._own_of(layer, key), (key, value), strict=True):
+            for kept, new in zip(self._own_of(layer, key, value), (key, value), strict=True):
                 kept[row, :, : span.stop - span.start] = new[0, :, own]
         if prefix is not None:
             key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
@@ -146,18 +146,18 @@ class Rows:
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        active, heads, size = self.active, key.shape[1], key.shape[3]
+        active, heads, size = self.active, key.shape[1], value.shape[3]
         seen = self._seen_by_step(window, query)
-        keys, values = self._own_of(layer, key)
+        keys, values = self._own_of(layer, key, value)
         keys[seen.rows, :, seen.lengths] = key[:, :, 0]
         values[seen.rows, :, seen.lengths] = value[:, :, 0]
         keys, values = keys[:active, :, seen.own], values[:active, :, seen.own]
         # The heads of a group stand where queries do, and share their keys.
-        grouped = query.view(active, heads, -1, size)
+        grouped = query.view(active, heads, -1, query.shape[3])
         own = _attention_with_lse(grouped, keys, values, seen.own_bias, scale)
         if seen.prefix.start == seen.prefix.stop:
             return own.attended.reshape(active, 1, -1, size)
-        together = grouped.transpose(0, 1).reshape(1, heads, -1, size)
+        together = grouped.transpose(0, 1).reshape(1, heads, -1, query.shape[3])
         keys, values = (part[:, :, seen.prefix] for part in self._prefix[layer])
         bias = seen.prefix_bias
         if bias is not None:
@@ -169,10 +169,12 @@ class Rows:
         merged = torch.lerp(own.attended.float(), of_prefix.float(), share)
         return merged.to(value.dtype).reshape(active, 1, -1, size)
 
-    def _own_of(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _own_of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._own:
-            shape = (self.rows, like.shape[1], self.capacity, like.shape[3])
-            self._own[layer] = (like.new_zeros(shape), like.new_zeros(shape))
+            keys, values = (
+                like.new_zeros(self.rows, like.shape[1], self.capacity, like.shape[3]) for like in (key, value)
+            )
+            self._own[layer] = (keys, values)
         return self._own[layer]
 
     def _seen_by_step(self, window: int | None, like: Tensor) -> "_Seen":
@@ -238,7 +240,7 @@ def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "ro
 
 
 def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> _Attended:
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and key.shape[3] == value.shape[3]:
         mask = None if bias is None else bias.expand(-1, -1, query.shape[2], -1)
         return _Attended(
             *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -293,14 +295,14 @@ def _reordered_weights(model: PreTrainedModel) -> Iterator[None]:
     linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
     if model.device.type != "cpu" or model.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         linears = []
-    for module in linears:
-        weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
-        module.forward = partial(_reordered_linear, weight, module.bias)  # type: ignore[method-assign]
     try:
+        for module in linears:
+            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
+            module.forward = partial(_reordered_linear, weight, module.bias)  # type: ignore[method-assign]
         yield
     finally:
         for module in linears:
-            del module.forward
+            module.__dict__.pop("forward", None)
 
 
 def _reordered_linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:

@@ -123,7 +123,10 @@ class CompletionLoss:
         if not self.head.is_plain:
             return cross_entropy(logits_at(self.model, packed, positions), wanted, reduction="sum")
         hidden, layer = self.head.hidden(packed)[positions], self.head.layer
-        total: Tensor = _SummedCrossEntropy.apply(hidden, layer.weight, layer.bias, wanted)  # type: ignore[no-untyped-call]
+        weight, bias = layer.weight, layer.bias
+        if not torch.is_grad_enabled():  # the function below cannot know: within it, no gradient is ever recorded
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        total: Tensor = _SummedCrossEntropy.apply(hidden, weight, bias, wanted)  # type: ignore[no-untyped-call]
         return total
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
@@ -144,4 +147,5 @@ def _activation_bytes_a_token(model: Any) -> int:
     """What a training pass keeps of a token: some twenty vectors of a layer's width, six of its feed-forward's."""
     config = model.config.get_text_config()
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    wide = max(wide) if isinstance(wide, list | tuple) else wide
     return int(config.num_hidden_layers * (20 * config.hidden_size + 6 * wide) * model.dtype.itemsize)

@@ -103,7 +103,9 @@ class _Best:
         """Bring the weights back."""
         self._file.seek(0)
         with torch.no_grad():
-            for master, value in zip(self._masters.masters, torch.load(self._file, weights_only=True), strict=True):
+            for master, value in zip(
+                self._masters.masters, torch.load(self._file, weights_only=True, map_location="cpu"), strict=True
+            ):
                 master.copy_(value)
         self._masters.publish()
 
