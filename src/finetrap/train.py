@@ -96,17 +96,17 @@ class _Best:
         """Take the weights as they are."""
         self.loss, self.step = loss, step
         self._file.seek(0)
-        torch.save([parameter.detach() for parameter in self._masters.parameters], self._file)
-        self._file.truncate()
+        for parameter in self._masters.parameters:
+            self._file.write(memoryview(parameter.detach().cpu().flatten().view(torch.uint8).numpy()))
+        self._file.flush()
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Bring the weights back."""
         self._file.seek(0)
-        with torch.no_grad():
-            for master, value in zip(
-                self._masters.masters, torch.load(self._file, weights_only=True, map_location="cpu"), strict=True
-            ):
-                master.copy_(value)
+        for parameter, master in zip(self._masters.parameters, self._masters.masters, strict=True):
+            saved = bytearray(self._file.read(parameter.numel() * parameter.itemsize))
+            master.copy_(torch.frombuffer(saved, dtype=parameter.dtype).view(parameter.shape))
         self._masters.publish()
 
 
