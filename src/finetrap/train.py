@@ -97,7 +97,7 @@ class _Best:
         self.loss, self.step = loss, step
         self._file.seek(0)
         for parameter in self._masters.parameters:
-            self._file.write(memoryview(parameter.detach().cpu().flatten().view(torch.uint8).numpy()))
+            self._file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
         self._file.flush()
 
     @torch.no_grad()
