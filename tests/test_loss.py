@@ -12,7 +12,8 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from finetrap import head as head_module
 from finetrap.attention import packed_attention_on
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.head import token_losses
+from finetrap.loss import CompletionLoss, TrainingRow, _SummedCrossEntropy
 
 ROWS = [TrainingRow([7 + (i * k) % 200 for i in range(12 + k)], prompt_length=3 + k % 2) for k in range(1, 6)]
 
@@ -94,6 +95,31 @@ def _tokens_computed(model, rows):
     CompletionLoss(model).summed(rows)
     hook.remove()
     return seen[-1:]
+
+
+@pytest.mark.parametrize("vocabulary", [49_152, 262_144])
+def test_beside_a_token_that_is_nearly_sure_loss_and_gradient_are_those_of_float64(vocabulary):
+    torch.manual_seed(0)
+    hidden = torch.randn(64, 16)
+    weight = torch.randn(vocabulary, 16) / 2
+    bias = torch.zeros(vocabulary)
+    bias[7] = 22
+    targets = torch.full((64,), 7)
+    found, wanted = (
+        [part.detach().to(dtype, copy=True).requires_grad_(True) for part in (hidden, weight, bias)]
+        for dtype in (torch.float32, torch.float64)
+    )
+    loss = _SummedCrossEntropy.apply(*found, targets)
+    expected = cross_entropy(torch.nn.functional.linear(*wanted), targets, reduction="sum")
+    loss.backward()
+    expected.backward()
+    # Of a token with 99.95% loss and gradient are 5e-4, and float32 has the whole mass to 6e-8: one part in 8,000.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    for got, reference in zip(found, wanted, strict=True):
+        assert (got.grad - reference.grad).norm() <= 3e-4 * reference.grad.norm()
+    with torch.no_grad():
+        scored = token_losses(torch.nn.functional.linear(*found), targets).sum()
+    assert scored.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def child(code):

@@ -18,6 +18,7 @@ REAL = (
     "generated tokens / smollm2-135m-instruct / none / 7 rows / 5 shots",
     "generated tokens / smollm2-135m-instruct / lora / 7 rows / 1 shots / merged",
     "log-likelihoods of choices / smollm2-135m-instruct / none / 1 shots",
+    "loss and gradient of TRL / smollm2-135m-instruct / lora",
 )
 
 

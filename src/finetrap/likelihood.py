@@ -6,11 +6,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from finetrap.attention import PackedRow, Span, by_token_budget, packed_attention_on
-from finetrap.head import Head
+from finetrap.head import Head, token_losses
 
 TOKENS_AT_A_TIME = 4096
 """Of a packed row, the shared prefix not counted, which is computed once a row."""
@@ -98,7 +97,7 @@ def _row_scores(head: Head, items: Sequence[ChoiceItem], prefix: Sequence[int]) 
     losses: list[float] = []
     likeliest: list[bool] = []
     for part, logits in head.logits(row, torch.tensor(predicting, device=device)):
-        losses += cross_entropy(logits, wanted[part], reduction="none").double().tolist()
+        losses += token_losses(logits, wanted[part]).double().tolist()
         likeliest += (logits.argmax(dim=-1) == wanted[part]).tolist()
     return _by_choice(losses, likeliest, items)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from finetrap import head
 from finetrap.attention import by_token_budget, common_prefix, logits_at, pack_causal
@@ -35,11 +35,17 @@ class _SummedCrossEntropy(torch.autograd.Function):
         size = max(1, head.LOGITS_AT_A_TIME // len(weight))
         for start in range(0, len(targets), size):
             part, wanted = hidden[start : start + size], targets[start : start + size]
-            logs = linear(part, weight, bias).log_softmax(dim=-1, dtype=torch.float32)
-            total -= logs.gather(1, wanted[:, None]).sum()
+            logits = linear(part, weight, bias).float()
             if not any(trained):
+                total += head.token_losses(logits, wanted).sum()
                 continue
-            d_logits = logs.exp_().scatter_add_(1, wanted[:, None], logs.new_full((len(wanted), 1), -1.0))
+            # As `token_losses`, whose parts the gradient needs too.
+            best = logits.amax(dim=-1, keepdim=True)
+            chosen = logits.gather(1, wanted[:, None])
+            likelihoods = (logits - best).exp_()
+            mass = likelihoods.sum(dim=-1, keepdim=True)
+            total += (mass.log() + best - chosen).sum()
+            d_logits = likelihoods.div_(mass).scatter_add_(1, wanted[:, None], best.new_full(best.shape, -1.0))
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(hidden.dtype)
@@ -121,7 +127,7 @@ class CompletionLoss:
             targets.extend(row.ids[row.prompt_length :])
         positions, wanted = torch.tensor(predicting, device=device), torch.tensor(targets, device=device)
         if not self.head.is_plain:
-            return cross_entropy(logits_at(self.model, packed, positions), wanted, reduction="sum")
+            return head.token_losses(logits_at(self.model, packed, positions), wanted).sum()
         hidden, layer = self.head.hidden(packed)[positions], self.head.layer
         weight, bias = layer.weight, layer.bias
         if not torch.is_grad_enabled():  # the function below cannot know: within it, no gradient is ever recorded
