@@ -2,13 +2,13 @@
 
 Registered with Transformers' `AttentionInterface`, so that it serves every family without a copy
 of model code. Each span of a row is attended to by itself, in blocks of queries, forward and backward
-written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are two
-to three times faster than torch's scaled dot product attention and its backward pass, and by far faster
-than one call with a block mask over the whole row.
+written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are faster
+than torch's scaled dot product attention and its backward pass, and by far faster than one call with a
+block mask over the whole row.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -204,14 +204,19 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 @contextmanager
-def packed_attention_on(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model` attends by `packed_attention`."""
+def attention_on(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within it, `model` attends by the function that is registered under a name."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def packed_attention_on(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within it, `model` attends by `packed_attention`."""
+    return attention_on(model, NAME)
 
 
 def logits_at(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.attention import PackedRow, Span, attend
+from finetrap.attention import PackedRow, Span, attend, attention_on
 
 NAME = "finetrap_decoding"
 TYPICAL_ROWS = 32
@@ -276,21 +276,15 @@ AttentionInterface.register(NAME, _attention)
 @contextmanager
 def decoding_attention_on(model: PreTrainedModel) -> Iterator[None]:
     """Within it, `model` attends through the `rows` that it is called with."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        with _reordered_weights(model):
-            yield
-    finally:
-        model.set_attn_implementation(before)
+    with attention_on(model, NAME), _reordered_weights(model):
+        yield
 
 
 @contextmanager
 def _reordered_weights(model: PreTrainedModel) -> Iterator[None]:
     """Within it, linear layers in bfloat16 on a CPU have their weights in oneDNN's own order.
 
-    It would else be made for every product, which for a few rows takes as long as the product. The results are the same
-    to the last bit; the weights are twice in memory.
+    It would else be made for every product, which costs most where rows are few. The weights are twice in memory.
     """
     linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
     if model.device.type != "cpu" or model.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -131,20 +131,6 @@ def train(
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
     keep_freed_memory()
-    with TemporaryFile(dir=scratch) as kept:
-        return _train(model, rows, validation, training, seed, keep_float32, kept, progress)
-
-
-def _train(
-    model: torch.nn.Module,
-    rows: Sequence[TrainingRow],
-    validation: Sequence[TrainingRow],
-    training: Training,
-    seed: int,
-    keep_float32: bool,
-    kept: IO[bytes],
-    progress: Callable[[TrainingLogEntry, int], None],
-) -> Trained:
     steps_an_epoch = math.ceil(len(rows) / training.batch_size)
     steps = steps_an_epoch * training.epochs
     masters = Masters([p for p in model.parameters() if p.requires_grad])
@@ -159,50 +145,51 @@ def _train(
 
     losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
     before = validated = _validated(losses, validation)
-    best = _Best(masters, before, kept)
-    limit: float | None = None
-    tokens = 0
-    log: list[TrainingLogEntry] = []
-    outcome: Literal["completed", "diverged"] = "completed"
-    started = time.perf_counter()
-    model.train()
-    for step, batch in enumerate(_batches(rows, training.batch_size, training.epochs, seed), start=1):
-        rate = training.learning_rate * _schedule(step, steps, training.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        loss = losses.backward(batch, forget=masters.zero_grad)
-        norm = float(torch.nn.utils.clip_grad_norm_(masters.masters, training.clip))
-        tokens += sum(len(row.ids) for row in batch)
-        limit = limit or explosion_limit(model, loss)
-        if not (math.isfinite(loss) and math.isfinite(norm)) or loss > limit:
-            outcome = "diverged"
-            break
-        optimiser.step()
-        masters.publish()
-        if step in validate_at:
-            validated = _validated(losses, validation)
-            model.train()
-            # After the last step no training loss tells any more. Not `>`, which a NaN would pass.
-            if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
+    with TemporaryFile(dir=scratch) as file:
+        best = _Best(masters, before, file)
+        limit: float | None = None
+        tokens = 0
+        log: list[TrainingLogEntry] = []
+        outcome: Literal["completed", "diverged"] = "completed"
+        started = time.perf_counter()
+        model.train()
+        for step, batch in enumerate(_batches(rows, training.batch_size, training.epochs, seed), start=1):
+            rate = training.learning_rate * _schedule(step, steps, training.warmup)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            loss = losses.backward(batch, forget=masters.zero_grad)
+            norm = float(torch.nn.utils.clip_grad_norm_(masters.masters, training.clip))
+            tokens += sum(len(row.ids) for row in batch)
+            limit = limit or explosion_limit(model, loss)
+            if not (math.isfinite(loss) and math.isfinite(norm)) or loss > limit:
                 outcome = "diverged"
                 break
-            if validated is not None and step < steps and (best.loss is None or validated < best.loss):
-                best.keep(validated, step=step)
-        entry = TrainingLogEntry(
-            step=step,
-            epoch=step / steps_an_epoch,
-            loss=loss,
-            learning_rate=rate,
-            gradient_norm=norm,
-            tokens=tokens,
-            seconds=time.perf_counter() - started,
-            validation_loss=validated if step in validate_at else None,
-        )
-        log.append(entry)
-        progress(entry, steps)
-    if outcome == "diverged":
-        best.restore()
-        validated = best.loss
+            optimiser.step()
+            masters.publish()
+            if step in validate_at:
+                validated = _validated(losses, validation)
+                model.train()
+                # After the last step no training loss tells any more. Not `>`, which a NaN would pass.
+                if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
+                    outcome = "diverged"
+                    break
+                if validated is not None and step < steps and (best.loss is None or validated < best.loss):
+                    best.keep(validated, step=step)
+            entry = TrainingLogEntry(
+                step=step,
+                epoch=step / steps_an_epoch,
+                loss=loss,
+                learning_rate=rate,
+                gradient_norm=norm,
+                tokens=tokens,
+                seconds=time.perf_counter() - started,
+                validation_loss=validated if step in validate_at else None,
+            )
+            log.append(entry)
+            progress(entry, steps)
+        if outcome == "diverged":
+            best.restore()
+            validated = best.loss
     masters.finish(keep_float32=keep_float32)
     model.eval()
     last = best.step if outcome == "diverged" else steps
