@@ -10,6 +10,7 @@ import yaml
 from finetrap.task import Split, packaged_rows
 
 Rows = list[dict[str, Any]]
+Samples = dict[str, list[dict[str, Any]]]
 
 
 def write_task(folder: Path, name: str, train: Rows, test: Rows, **config: Any) -> Path:
@@ -132,3 +133,41 @@ def last_words(folder: Path, test: int = 6, **config: Any) -> Path:
             **config,
         },
     )
+
+
+def every_kind(folder: Path) -> dict[str, Path]:
+    """One task of every kind."""
+    return {make.__name__: make(folder) for make in (science, scenes, sums, articles, last_words)}
+
+
+def evaluated(
+    model: str,
+    folder: Path,
+    tasks: list[Path],
+    *,
+    shots: int = 0,
+    chat: bool = False,
+    limit: int | None = None,
+    answers: dict[str, Any] | None = None,
+    **args: Any,
+) -> Samples:
+    """What the harness logs of each item, by task; `answers` are settings of a generation."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    done = simple_evaluate(
+        model=model,
+        model_args={"pretrained": str(folder), "dtype": "float32", **args},
+        tasks=[str(path) for path in tasks],
+        device="cpu",
+        num_fewshot=shots,
+        limit=limit,
+        gen_kwargs=answers,
+        apply_chat_template=chat,
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+    )
+    found: Samples = {}
+    for name, samples in done["samples"].items():
+        found[name] = sorted(samples, key=lambda sample: (sample["doc_id"], sample["filter"]))
+    return found
