@@ -109,7 +109,7 @@ WORKS = (
     _training("lora", *ALL),
     _training("full", *ALL),
     _training("dora", SMOLLM2),
-    Work("generate_5shot", "gsm8k", LM_EVAL, "generate", "lm_eval_generate", BATCH_GRID, models=ALL, shots=5),
+    Work("generate_5shot", "gsm8k", LM_EVAL, "generate", "lm_eval_generate", BATCH_GRID, models=ALL, items=64, shots=5),
     Work(
         "generate_5shot_hf",
         "gsm8k",
@@ -117,6 +117,7 @@ WORKS = (
         "generate",
         "transformers_generate",
         GENERATE_GRID,
+        items=64,
         shots=5,
     ),
     Work(
@@ -126,9 +127,10 @@ WORKS = (
         "generate",
         "transformers_generate_batch",
         Grid({"batch": 1}, ()),
+        items=64,
         shots=5,
     ),
-    Work("generate_0shot", "gsm8k", LM_EVAL, "generate", "lm_eval_generate", BATCH_GRID),
+    Work("generate_0shot", "gsm8k", LM_EVAL, "generate", "lm_eval_generate", BATCH_GRID, items=64),
     *(
         Work("choice_0shot", task, LM_EVAL, "choose", "lm_eval_choose", BATCH_GRID, task=task, items=items)
         for task, items in (("hellaswag", 100), ("arc_easy", 200))

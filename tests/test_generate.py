@@ -1,11 +1,16 @@
-"""Greedy decoding gives the tokens that Transformers' own `generate` gives, and knows where to stop."""
+"""Decoding gives the tokens that Transformers' own `generate` gives, or draws them as the model says, and stops."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy import stats
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from finetrap import generate as generate_module
-from finetrap.generate import common_prefix, generate_greedy
+from finetrap.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
 
 PAD = 258
 NEW = 12
@@ -235,3 +240,74 @@ def test_a_family_that_names_no_key_heads_is_decoded_too(tiny_tokenizer):
     for prompt, answer in zip(prompts, answers, strict=True):
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False, eos_token_id=260)
         assert answer.ids == [token for token in expected[0, len(prompt) :].tolist() if token != 260]
+
+
+class CountingTokens:
+    """How many tokens a model has computed, by its embedding."""
+
+    def __init__(self, model):
+        self.tokens = 0
+        self._hook = model.get_input_embeddings().register_forward_hook(self._count)
+
+    def _count(self, module, inputs, output):
+        self.tokens += inputs[0].numel()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._hook.remove()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_drawn_answers_do_not_depend_on_what_stands_beside_them(tiny_model, tiny_tokenizer, family, rows):
+    model, prompts = tiny_model(family), make_prompts(9)
+    stops = range(0, 256, 8)
+    settings = {"max_new_tokens": NEW, "stop_tokens": stops}
+    answers = generate_samples(model, tiny_tokenizer, prompts, Sampling(5, seed=3), rows_at_a_time=rows, **settings)
+    together = generate_samples(model, tiny_tokenizer, prompts, Sampling(5, seed=3), rows_at_a_time=45, **settings)
+    assert answers == together
+    assert len({tuple(answer.ids) for answer in answers[0]}) > 1
+    assert len({len(answer.ids) for of_prompt in answers for answer in of_prompt}) > 2
+
+
+def test_near_temperature_zero_the_drawn_answer_is_the_greedy_one(tiny_model, tiny_tokenizer, family):
+    model, prompts = tiny_model(family), make_prompts(9)
+    settings = {"max_new_tokens": NEW, "stop_tokens": [PAD]}
+    greedy = generate_greedy(model, tiny_tokenizer, prompts, **settings)
+    drawn = generate_samples(model, tiny_tokenizer, prompts, Sampling(3, temperature=1e-6), **settings)
+    assert drawn == [[answer] * 3 for answer in greedy]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_tokens_are_drawn_as_the_model_says(tiny_model, tiny_tokenizer, temperature):
+    model, samples = tiny_model(), 4000
+    (answers,) = generate_samples(
+        model, tiny_tokenizer, [[65, 66, 67]], Sampling(samples, temperature), max_new_tokens=1, stop_tokens=[]
+    )
+    drawn = np.bincount([answer.ids[0] for answer in answers], minlength=261)
+    with torch.no_grad():
+        logits = model(torch.tensor([[65, 66, 67]])).logits[0, -1].double()
+    expected = samples * (logits / temperature).softmax(dim=0).numpy()
+    often = expected >= 5
+    pooled = [np.append(counts[often], counts[~often].sum()) for counts in (drawn, expected)]
+    assert stats.chisquare(*pooled).pvalue > 1e-4
+
+
+def test_a_prompt_is_read_once_for_all_of_its_samples(tiny_model, tiny_tokenizer):
+    model, prompts = tiny_model(), make_prompts(4)
+    with CountingTokens(model) as counted:
+        generate_samples(
+            model, tiny_tokenizer, prompts, Sampling(6), max_new_tokens=3, stop_tokens=[], rows_at_a_time=6
+        )
+    # The last token of an answer is not read again.
+    assert counted.tokens == sum(map(len, prompts)) + 4 * 6 * 2
+
+
+@given(
+    arrays(
+        np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.sampled_from([-np.inf, 0, 1, 2.5])
+    )
+)
+def test_the_likeliest_token_is_the_first_of_the_greatest(logits):
+    assert likeliest(torch.from_numpy(logits)).tolist() == logits.argmax(axis=1).tolist()

@@ -6,34 +6,44 @@ products of the adapter's rank. What is no plain LoRA or DoRA layer keeps PEFT's
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from finetrap.reordered import Frozen
+
+
+class _Base(NamedTuple):
+    """The layer below a LoRA adapter, frozen."""
+
+    product: Frozen
+    transposed: Frozen
+    bias: Tensor | None
+
 
 class _Lora(torch.autograd.Function):
     """x W^T + bias + s (x A^T) B^T (arXiv:2106.09685, equation 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, base: "_Base", a: Tensor, b: Tensor, scale: float) -> Tensor:
         ctx.dtype = a.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
         narrow = x @ a.T
-        ctx.save_for_backward(x, narrow, weight, a, b)
-        ctx.scale = scale
-        return linear(x, weight, bias).addmm_(narrow, b.T, alpha=scale)
+        ctx.save_for_backward(x, narrow, a, b)
+        ctx.base, ctx.scale = base, scale
+        return base.product(x, base.bias).addmm_(narrow, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, weight, a, b = ctx.saved_tensors
+        x, narrow, a, b = ctx.saved_tensors
         above = (gradient @ b).mul_(ctx.scale)
         d_a = above.T @ x
         d_b = (narrow.T @ gradient).T.mul_(ctx.scale)
-        d_x = (gradient @ weight).addmm_(above, a) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None
+        d_x = ctx.base.transposed(gradient).addmm_(above, a) if ctx.needs_input_grad[0] else None
+        return d_x, None, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None
 
 
 class _Dora(torch.autograd.Function):
@@ -97,13 +107,15 @@ def speed_up(wrapped: torch.nn.Module) -> None:
     for layer in wrapped.modules():
         if isinstance(layer, Linear) and _is_plain(layer):
             name = layer.active_adapters[0]
-            squared = None
-            if name in layer.lora_variant:
-                squared = layer.get_base_layer().weight.detach().float().square().sum(dim=1)
-                if not layer.lora_B[name].weight.any():
-                    # PEFT begins with norms in the base's precision: in bfloat16 each row would be off by up to 0.4%.
-                    layer.lora_magnitude_vector[name].weight.data.copy_(squared.sqrt())
-            layer.forward = partial(_forward, layer, name, squared)
+            weight, bias = layer.get_base_layer().weight, layer.get_base_layer().bias
+            if name not in layer.lora_variant:
+                layer.forward = partial(_lora, layer, name, _Base(Frozen(weight), Frozen(weight.T), bias))
+                continue
+            squared = weight.detach().float().square().sum(dim=1)
+            if not layer.lora_B[name].weight.any():
+                # PEFT begins with norms in the base's precision: in bfloat16 each row would be off by up to 0.4%.
+                layer.lora_magnitude_vector[name].weight.data.copy_(squared.sqrt())
+            layer.forward = partial(_dora, layer, name, squared)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -119,22 +131,19 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _forward(
-    layer: Any, name: str, squared: Float[Tensor, " out"] | None, x: Float[Tensor, "*tokens in"]
+def _lora(layer: Any, name: str, base: _Base, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
+    a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    out: Tensor = _Lora.apply(x.reshape(-1, x.shape[-1]), base, a, b, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)
+
+
+def _dora(
+    layer: Any, name: str, squared: Float[Tensor, " out"], x: Float[Tensor, "*tokens in"]
 ) -> Float[Tensor, "*tokens out"]:
-    base, a, b, scale = (
-        layer.get_base_layer(),
-        layer.lora_A[name].weight,
-        layer.lora_B[name].weight,
-        layer.scaling[name],
-    )
+    base, magnitude = layer.get_base_layer(), layer.lora_magnitude_vector[name].weight
+    a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+    with torch.no_grad():
+        norm = row_norms(base.weight, squared, a, b, scale)
     flat = x.reshape(-1, x.shape[-1])
-    if squared is None:
-        out = _Lora.apply(flat, base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
-    else:
-        with torch.no_grad():
-            norm = row_norms(base.weight, squared, a, b, scale)
-        magnitude = layer.lora_magnitude_vector[name].weight
-        out = _Dora.apply(flat, base.weight, base.bias, a, b, magnitude, norm, scale)  # type: ignore[no-untyped-call]
-    adapted: Tensor = out.view(*x.shape[:-1], -1)
-    return adapted
+    out: Tensor = _Dora.apply(flat, base.weight, base.bias, a, b, magnitude, norm, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], -1)

@@ -8,7 +8,6 @@ row's own part, and merges the two through their log-sum-exp.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +16,11 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetrap.attention import PackedRow, Span, attend, attention_on
+from finetrap.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
-TYPICAL_ROWS = 32
-"""For which oneDNN chooses the order of weights."""
+ROWS_TOGETHER = 32
+"""Whose own parts are attended to in one call, up to the longest of them."""
 
 
 class Rows:
@@ -47,13 +47,21 @@ class Rows:
             self._read([(-1, prefix)])
             self.prefix_length = len(prefix)
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> Float[Tensor, "prompts vocabulary"]:
-        """Give each prompt (what follows the prefix) a row, after those in use; logits of what comes next."""
+    def read(self, prompts: Sequence[Sequence[int]], *, copies: int = 1) -> Float[Tensor, "rows vocabulary"]:
+        """Give each prompt (what follows the prefix) so many rows, after those in use; logits of what comes next.
+
+        It is computed once.
+        """
         first = self.active
-        self.active += len(prompts)
-        logits = self._read([(first + index, prompt) for index, prompt in enumerate(prompts)])
-        self.lengths[first : self.active] = torch.tensor([len(p) for p in prompts], device=self.lengths.device)
-        return logits
+        self.active += len(prompts) * copies
+        logits = self._read([(first + index * copies, prompt) for index, prompt in enumerate(prompts)])
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.lengths.device)
+        self.lengths[first : self.active] = lengths.repeat_interleave(copies)
+        if copies > 1:
+            for part in (part for parts in self._own.values() for part in parts):
+                of_prompts = part[first : self.active].view(-1, copies, *part.shape[1:])[:, :, :, : int(lengths.max())]
+                of_prompts[:, 1:] = of_prompts[:, :1]
+        return logits.repeat_interleave(copies, dim=0)
 
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocabulary"]:
         """Add a token to every row in use; logits of what comes next."""
@@ -151,10 +159,15 @@ class Rows:
         keys, values = self._own_of(layer, key, value)
         keys[seen.rows, :, seen.lengths] = key[:, :, 0]
         values[seen.rows, :, seen.lengths] = value[:, :, 0]
-        keys, values = keys[:active, :, seen.own], values[:active, :, seen.own]
         # The heads of a group stand where queries do, and share their keys.
         grouped = query.view(active, heads, -1, query.shape[3])
-        own = _attention_with_lse(grouped, keys, values, seen.own_bias, scale)
+        parts = [
+            _attention_with_lse(
+                grouped[part.rows], keys[part.rows, :, part.keys], values[part.rows, :, part.keys], part.bias, scale
+            )
+            for part in seen.own
+        ]
+        own = parts[0] if len(parts) == 1 else _Attended(*(torch.cat(same) for same in zip(*parts, strict=True)))
         if seen.prefix.start == seen.prefix.stop:
             return own.attended.reshape(active, 1, -1, size)
         together = grouped.transpose(0, 1).reshape(1, heads, -1, query.shape[3])
@@ -181,24 +194,22 @@ class Rows:
         """What the next token of each row sees; the same in every layer of a step."""
         if window not in self._seen:
             device, lengths, prefix = self.lengths.device, self.lengths[: self.active], self.prefix_length
-            longest, shortest = int(lengths.max()), int(lengths.min())
-            reach = longest + prefix + 1 if window is None else window
-            own, shared = (
-                slice(max(0, first), stop)
-                for first, stop in (
-                    (shortest + 1 - reach, longest + 1),
-                    (min(prefix, shortest + prefix + 1 - reach), prefix),
-                )
-            )
-            distance = lengths[:, None] - torch.arange(own.start, own.stop, device=device)
+            known = lengths.tolist()
+            reach = max(known) + prefix + 1 if window is None else window
+
+            def part(start: int) -> _Part:
+                rows = slice(start, min(start + ROWS_TOGETHER, self.active))
+                keys = slice(max(0, min(known[rows]) + 1 - reach), max(known[rows]) + 1)
+                distance = lengths[rows, None] - torch.arange(keys.start, keys.stop, device=device)
+                bias = _bias((distance >= 0) & (distance < reach), like)
+                return _Part(rows, keys, None if bias is None else bias[:, None, None])
+
+            shared = slice(max(0, min(prefix, min(known) + prefix + 1 - reach)), prefix)
             from_prefix = lengths[:, None] + prefix - torch.arange(shared.start, shared.stop, device=device)
-            own_bias = _bias((distance >= 0) & (distance < reach), like)
-            rows = torch.arange(self.active, device=device)
             self._seen[window] = _Seen(
-                rows,
+                torch.arange(self.active, device=device),
                 lengths,
-                own,
-                None if own_bias is None else own_bias[:, None, None],
+                tuple(part(start) for start in range(0, self.active, ROWS_TOGETHER)),
                 shared,
                 _bias(from_prefix < reach, like),
             )
@@ -212,13 +223,20 @@ class _Reading(NamedTuple):
     packed: PackedRow
 
 
+class _Part(NamedTuple):
+    """Some of the rows, and what the next token of each sees of it."""
+
+    rows: slice
+    keys: slice
+    bias: Float[Tensor, "rows 1 1 keys"] | None
+
+
 class _Seen(NamedTuple):
     """What the next tokens see of their rows and of the prefix."""
 
     rows: Int[Tensor, " active"]
     lengths: Int[Tensor, " active"]
-    own: slice
-    own_bias: Float[Tensor, "active 1 1 own"] | None
+    own: tuple[_Part, ...]
     prefix: slice
     prefix_bias: Float[Tensor, "active prefix"] | None
 
@@ -276,29 +294,5 @@ AttentionInterface.register(NAME, _attention)
 @contextmanager
 def decoding_attention_on(model: PreTrainedModel) -> Iterator[None]:
     """Within it, `model` attends through the `rows` that it is called with."""
-    with attention_on(model, NAME), _reordered_weights(model):
+    with attention_on(model, NAME), reordered_weights(model):
         yield
-
-
-@contextmanager
-def _reordered_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, linear layers in bfloat16 on a CPU have their weights in oneDNN's own order.
-
-    It would else be made for every product, which costs most where rows are few. The weights are twice in memory.
-    """
-    linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        linears = []
-    try:
-        for module in linears:
-            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), TYPICAL_ROWS)
-            module.forward = partial(_reordered_linear, weight, module.bias)  # type: ignore[method-assign]
-        yield
-    finally:
-        for module in linears:
-            module.__dict__.pop("forward", None)
-
-
-def _reordered_linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return product

@@ -1,10 +1,14 @@
-"""Greedy decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done."""
+"""Decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done."""
 
+import math
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetrap.allocator import keep_freed_memory
@@ -12,11 +16,16 @@ from finetrap.attention import by_token_budget, common_prefix
 from finetrap.cost import free_memory_bytes
 from finetrap.decoding import Rows, decoding_attention_on
 
-ROWS_AT_A_TIME = 64
+ROWS_AT_A_TIME = 128
+REFILL = 1 / 8
+"""Share of the rows that are to be free before waiting prompts are read: a few together cost less than one by one."""
 CACHE_BYTES = 2 << 30
 """Of keys and values, at most, and no more than a quarter of the free memory; it bounds the rows."""
 TOKENS_AT_A_TIME = 4096
 """Of prompts that are read in one pass."""
+
+Progress = Callable[[int], None]
+"""Is told how many more prompts have their answers."""
 
 
 class Generated(NamedTuple):
@@ -30,13 +39,28 @@ class Generated(NamedTuple):
     """Whether the limit of new tokens ended it."""
 
 
+class Sampling(NamedTuple):
+    """Answers that are drawn, not the likeliest one."""
+
+    samples: int
+    """Of each prompt."""
+    temperature: float = 1.0
+    """By which logits are divided before the softmax."""
+    seed: int = 0
+    """Decides with a prompt's place what is drawn."""
+
+
+class _Answer(NamedTuple):
+    prompt: int
+    sample: int
+
+
 class _Stop(NamedTuple):
     tokens: frozenset[int]
     texts: tuple[str, ...]
     limit: int
 
 
-@torch.no_grad()
 def generate_greedy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,42 +70,122 @@ def generate_greedy(
     stop_tokens: Collection[int],
     stop_texts: Sequence[str] = (),
     rows_at_a_time: int = ROWS_AT_A_TIME,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = lambda done: None,
 ) -> list[Generated]:
     """The likeliest token at every step, until a stop token, a stop text or `max_new_tokens`."""
+    stop = _Stop(frozenset(stop_tokens), tuple(stop_texts), max_new_tokens)
+    answers = _generate(model, tokenizer, prompts, stop, None, rows_at_a_time, progress)
+    return [answer for (answer,) in answers]
+
+
+def generate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    stop_tokens: Collection[int],
+    stop_texts: Sequence[str] = (),
+    rows_at_a_time: int = ROWS_AT_A_TIME,
+    progress: Progress = lambda done: None,
+) -> list[list[Generated]]:
+    """`sampling.samples` answers of each prompt, which is read once for all of them."""
+    stop = _Stop(frozenset(stop_tokens), tuple(stop_texts), max_new_tokens)
+    return _generate(model, tokenizer, prompts, stop, sampling, rows_at_a_time, progress)
+
+
+@torch.no_grad()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    stop: _Stop,
+    sampling: Sampling | None,
+    rows_at_a_time: int,
+    progress: Progress,
+) -> list[list[Generated]]:
     if not prompts:
         return []
     keep_freed_memory()
-    stop = _Stop(frozenset(stop_tokens), tuple(stop_texts), max_new_tokens)
+    samples = sampling.samples if sampling else 1
     shared = common_prefix(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    capacity = max(map(len, prompts)) - shared + max_new_tokens
+    capacity = max(map(len, prompts)) - shared + stop.limit
     cache_bytes = min(CACHE_BYTES, free_memory_bytes(str(model.device)) // 4)
-    fitting = cache_bytes // (_bytes_a_token(model) * capacity)
-    rows = Rows(model, rows=max(1, min(rows_at_a_time, len(prompts), fitting)), capacity=capacity)
-    new: dict[int, list[int]] = {}
-    results: dict[int, Generated] = {}
-    alive: list[int] = []
+    fitting = min(rows_at_a_time, cache_bytes // (_bytes_a_token(model) * capacity)) // samples
+    rows = Rows(model, rows=samples * max(1, min(len(prompts), fitting)), capacity=capacity)
+    choose = _Chooser(sampling, stop.limit)
+    new: dict[_Answer, list[int]] = {}
+    results: list[dict[int, Generated]] = [{} for _ in prompts]
+    alive: list[_Answer] = []
     with decoding_attention_on(model):
         rows.read_prefix(prompts[0][:shared])
         logits = torch.empty(0, 0)
         while waiting or alive:
-            chosen = logits.argmax(dim=-1).tolist() if alive else []
-            started = [waiting.popleft() for _ in range(min(rows.rows - len(alive), len(waiting)))]
+            chosen = choose(logits, alive, new) if alive else []
+            free = rows.rows - len(alive)
+            places = free // samples if free >= rows.rows * REFILL or not alive else 0
+            started = [waiting.popleft() for _ in range(min(places, len(waiting)))]
+            new |= {_Answer(prompt, sample): [] for prompt in started for sample in range(samples)}
             for part in by_token_budget([len(prompts[i]) - shared for i in started], TOKENS_AT_A_TIME):
-                chosen += rows.read([prompts[started[i]][shared:] for i in part]).argmax(dim=-1).tolist()
-            alive += started
-            new |= {index: [] for index in started}
-            finished = [_finish(tokenizer, new[index], token, stop) for index, token in zip(alive, chosen, strict=True)]
-            results |= {index: done for index, done in zip(alive, finished, strict=True) if done is not None}
-            ended = {row for row, done in enumerate(finished) if done is not None}
+                read = [started[i] for i in part]
+                begun = [_Answer(prompt, sample) for prompt in read for sample in range(samples)]
+                chosen += choose(rows.read([prompts[i][shared:] for i in read], copies=samples), begun, new)
+                alive += begun
+            ended = set()
+            for row, (answer, token) in enumerate(zip(alive, chosen, strict=True)):
+                done = _finish(tokenizer, new[answer], token, stop)
+                if done is not None:
+                    ended.add(row)
+                    results[answer.prompt][answer.sample] = done
             if ended:
-                progress(len(ended))
+                progress(sum(len(results[i]) == samples for i in {alive[row].prompt for row in ended}))
                 order = rows.drop(ended)
                 alive, chosen = [alive[row] for row in order], [chosen[row] for row in order]
             if alive:
                 logits = rows.step(torch.tensor(chosen, device=model.device))
-    return [results[index] for index in range(len(prompts))]
+    return [[of_prompt[sample] for sample in range(samples)] for of_prompt in results]
+
+
+class _Chooser:
+    """The next token of every row."""
+
+    def __init__(self, sampling: Sampling | None, limit: int) -> None:
+        self._sampling = sampling
+        self._limit = limit
+        self._draws: dict[_Answer, np.ndarray] = {}
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows vocabulary"],
+        answers: Sequence[_Answer],
+        new: Mapping[_Answer, Sequence[int]],
+    ) -> list[int]:
+        """By what each of the answers has so far."""
+        if self._sampling is None:
+            return list(likeliest(logits).tolist())
+        # Inversion: a number in [0, 1) an answer and step, whatever rows stand beside it.
+        drawn = [self._draws_of(answer)[len(new[answer])] for answer in answers]
+        up_to = (logits.float() / self._sampling.temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+        wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * up_to[:, -1:]
+        return list(torch.searchsorted(up_to, wanted, right=True)[:, 0].tolist())
+
+    def _draws_of(self, answer: _Answer) -> np.ndarray:
+        if answer not in self._draws:
+            assert self._sampling is not None
+            self._draws[answer] = np.random.default_rng((self._sampling.seed, *answer)).random(self._limit)
+        return self._draws[answer]
+
+
+def likeliest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
+    """The first of the greatest, as argmax, which is slow over a whole vocabulary on a CPU: by blocks, then within."""
+    size = math.isqrt(logits.shape[1])
+    whole = logits.shape[1] // size * size
+    blocks = logits[:, :whole].unflatten(1, (-1, size))  # type: ignore[no-untyped-call]
+    best = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).argmax(dim=1)
+    within = blocks[torch.arange(len(logits)), best.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
+    return torch.where(best < blocks.shape[1], best * size + within, whole + best - blocks.shape[1])
 
 
 def _bytes_a_token(model: PreTrainedModel) -> int:

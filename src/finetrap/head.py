@@ -26,7 +26,7 @@ def token_losses(
     """
     best = logits.detach().amax(dim=-1, keepdim=True)
     mass = (logits - best).exp().sum(dim=-1)
-    return mass.log() + best[:, 0] - logits.gather(1, targets[:, None])[:, 0]
+    return mass.log() + (best - logits.gather(1, targets[:, None]))[:, 0]
 
 
 class Head:
