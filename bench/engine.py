@@ -127,7 +127,7 @@ WORKS = (
         "generate",
         "transformers_generate_batch",
         Grid({"batch": 1}, ()),
-        items=64,
+        items=16,
         shots=5,
     ),
     Work("generate_0shot", "gsm8k", LM_EVAL, "generate", "lm_eval_generate", BATCH_GRID, items=64),
