@@ -3,6 +3,7 @@
 What bounds memory is here too: how many tokens are computed at a time, and how many of their logits exist at once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 TOKENS_AT_A_TIME = 4096
 """Of a micro-batch, at most: large enough for the matrix products to run at full speed on a CPU."""
+ACTIVATION_BYTES = 3 << 30
+"""Of a micro-batch, at most, by a generous count: full fine-tuning of 630M weights is to fit into 16 GB."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -86,7 +89,7 @@ class CompletionLoss:
         self.head = head.Head(model)
         self.device: torch.device = self.head.causal.device
         free = free_memory_bytes(str(self.device)) - reserved_bytes
-        fitting = free // 2 // _activation_bytes_a_token(self.head.causal)
+        fitting = min(ACTIVATION_BYTES, free // 2) // _activation_bytes_a_token(self.head.causal)
         self.tokens_at_a_time = max(1, min(TOKENS_AT_A_TIME, fitting))
 
     def backward(self, batch: Sequence[TrainingRow], *, forget: Callable[[], None]) -> float:
@@ -136,7 +139,10 @@ class CompletionLoss:
         return total
 
     def _micro_batches(self, rows: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
-        groups = by_token_budget([len(row.ids) for row in rows], self.tokens_at_a_time)
+        lengths = [len(row.ids) for row in rows]
+        # As equal as rows allow: a small rest would be computed slowly.
+        equal = math.ceil(sum(lengths) / math.ceil(sum(lengths) / self.tokens_at_a_time))
+        groups = by_token_budget(lengths, min(self.tokens_at_a_time, equal + max(lengths)))
         return [[rows[i] for i in group] for group in groups]
 
     def _within_memory(self, attempt: Callable[[], T], rows: Sequence[TrainingRow]) -> T:
