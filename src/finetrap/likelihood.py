@@ -99,7 +99,7 @@ def _row_scores(head: Head, items: Sequence[ChoiceItem], prefix: Sequence[int]) 
     likeliest: list[bool] = []
     for part, logits in head.logits(row, torch.tensor(predicting, device=device)):
         of_part, first = _scored(logits, wanted[part])
-        losses += of_part.double().tolist()
+        losses += of_part.tolist()
         likeliest += first.tolist()
     return _by_choice(losses, likeliest, items)
 
@@ -117,7 +117,7 @@ def _scored(
     # Of equal ones, which bfloat16 has, the first counts.
     likeliest[likeliest.clone()] = logits[likeliest].argmax(dim=-1) == targets[likeliest]
     mass = logits.sub_(best).exp_().sum(dim=-1)
-    return mass.log() + (best - chosen)[:, 0], likeliest
+    return mass.double().log() + (best.double() - chosen)[:, 0], likeliest
 
 
 def _by_choice(
