@@ -21,7 +21,9 @@ def test_a_product_is_that_of_the_weight_and_of_its_transpose(rows, wide, narrow
     tolerance = {"rtol": 1e-2, "atol": 3e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     expected = x.double() @ weight.double().T + (bias.double() if biased else 0)
     torch.testing.assert_close(Frozen(weight)(x, bias if biased else None).double(), expected, **tolerance)
-    torch.testing.assert_close(Frozen(weight.T)(above).double(), above.double() @ weight.double(), **tolerance)
+    torch.testing.assert_close(
+        Frozen(weight, transposed=True)(above).double(), above.double() @ weight.double(), **tolerance
+    )
 
 
 def test_a_model_has_its_own_layers_again_after_an_error(tiny_model):
@@ -33,3 +35,15 @@ def test_a_model_has_its_own_layers_again_after_an_error(tiny_model):
         raise KeyError
     torch.testing.assert_close(reordered, before, rtol=0.05, atol=0.05)
     assert torch.equal(model(ids).logits, before)
+
+
+def test_a_weight_that_changes_all_the_same_is_followed(tiny_model):
+    layer = tiny_model().model.layers[0].mlp.down_proj
+    product, x = Frozen(layer.weight), torch.randn(5, layer.in_features)
+    assert torch.equal(product(x), layer(x))
+    layer.bfloat16()
+    x = x.bfloat16()
+    torch.testing.assert_close(product(x), layer(x), rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    torch.testing.assert_close(product(x), layer(x), rtol=1e-2, atol=1e-2)

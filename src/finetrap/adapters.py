@@ -28,7 +28,7 @@ class _Lora(torch.autograd.Function):
     """x W^T + bias + s (x A^T) B^T (arXiv:2106.09685, equation 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: "_Base", a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, base: _Base, a: Tensor, b: Tensor, scale: float) -> Tensor:
         ctx.dtype = a.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
         narrow = x @ a.T
@@ -109,7 +109,9 @@ def speed_up(wrapped: torch.nn.Module) -> None:
             name = layer.active_adapters[0]
             weight, bias = layer.get_base_layer().weight, layer.get_base_layer().bias
             if name not in layer.lora_variant:
-                layer.forward = partial(_lora, layer, name, _Base(Frozen(weight), Frozen(weight.T), bias))
+                layer.forward = partial(
+                    _lora, layer, name, _Base(Frozen(weight), Frozen(weight, transposed=True), bias)
+                )
                 continue
             squared = weight.detach().float().square().sum(dim=1)
             if not layer.lora_B[name].weight.any():

@@ -182,7 +182,7 @@ def likeliest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
     """The first of the greatest, as argmax, which is slow over a whole vocabulary on a CPU: by blocks, then within."""
     size = math.isqrt(logits.shape[1])
     whole = logits.shape[1] // size * size
-    blocks = logits[:, :whole].unflatten(1, (-1, size))  # type: ignore[no-untyped-call]
+    blocks = logits[:, :whole].view(len(logits), -1, size)
     best = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).argmax(dim=1)
     within = blocks[torch.arange(len(logits)), best.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
     return torch.where(best < blocks.shape[1], best * size + within, whole + best - blocks.shape[1])

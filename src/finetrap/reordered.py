@@ -18,19 +18,23 @@ TYPICAL_ROWS = 32
 
 
 class Frozen:
-    """A weight that does not change, for products with it."""
+    """Products with a weight, or its transpose, that hardly ever changes: where it does, it is reordered again."""
 
-    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
-        self._weight = weight.detach()
-        reorders = (
-            weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        )
-        self._reordered = torch.ops.mkldnn._reorder_linear_weight(self._weight, TYPICAL_ROWS) if reorders else None
+    def __init__(self, weight: Float[Tensor, "out in"], *, transposed: bool = False) -> None:
+        self._weight = weight
+        self._transposed = transposed
+        self._reordered_of: tuple[int, int] | None = None
+        """Where the reordered weight lay, and how often it had been written to."""
 
     def __call__(self, rows: Float[Tensor, "*rows in"], bias: Tensor | None = None) -> Float[Tensor, "*rows out"]:
-        """Rows W^T + bias, without a gradient."""
-        if self._reordered is None:
-            return linear(rows, self._weight, bias)
+        """Rows W^T + bias, or rows W + bias for the transpose, without a gradient."""
+        weight = self._weight.detach().T if self._transposed else self._weight.detach()
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return linear(rows, weight, bias)
+        state = (weight.data_ptr(), self._weight._version)
+        if state != self._reordered_of:
+            self._reordered = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+            self._reordered_of = state
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._reordered, bias, "none", [], "")
         return product
 
