@@ -169,7 +169,7 @@ with packed_attention_on(model):
     model.zero_grad()
     if {limited}:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (48 << 20), resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), resource.RLIM_INFINITY))
     trained = train(model, rows, [], training=Training(learning_rate=1e-3, batch_size=24), seed=0, keep_float32=True)
 print(json.dumps([sizes, trained.log[0].loss, float(sum(p.double().sum() for p in model.parameters()))]))
 """)

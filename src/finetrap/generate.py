@@ -167,8 +167,10 @@ class _Chooser:
             return list(likeliest(logits).tolist())
         # Inversion: a number in [0, 1) an answer and step, whatever rows stand beside it.
         drawn = [self._draws_of(answer)[len(new[answer])] for answer in answers]
-        up_to = (logits.float() / self._sampling.temperature).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-        wanted = torch.tensor(drawn, dtype=torch.float64, device=logits.device)[:, None] * up_to[:, -1:]
+        shares = (logits.float() / self._sampling.temperature).softmax(dim=-1)
+        # In float64, which not every device has.
+        up_to = shares.cpu().cumsum(dim=-1, dtype=torch.float64)
+        wanted = torch.tensor(drawn, dtype=torch.float64)[:, None] * up_to[:, -1:]
         return list(torch.searchsorted(up_to, wanted, right=True)[:, 0].tolist())
 
     def _draws_of(self, answer: _Answer) -> np.ndarray:

@@ -39,16 +39,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), size):
             part, wanted = hidden[start : start + size], targets[start : start + size]
             logits = linear(part, weight, bias).float()
+            relative, mass, behind = head.exponentials(logits, wanted)
+            total += (mass.log() + behind).sum()
             if not any(trained):
-                total += head.token_losses(logits, wanted).sum()
                 continue
-            # As `token_losses`, whose parts the gradient needs too.
-            best = logits.amax(dim=-1, keepdim=True)
-            chosen = logits.gather(1, wanted[:, None])
-            likelihoods = (logits - best).exp_()
-            mass = likelihoods.sum(dim=-1, keepdim=True)
-            total += (mass.log() + best - chosen).sum()
-            d_logits = likelihoods.div_(mass).scatter_add_(1, wanted[:, None], best.new_full(best.shape, -1.0))
+            d_logits = relative.div_(mass).scatter_add_(1, wanted[:, None], mass.new_full(mass.shape, -1.0))
             if d_bias is not None:
                 d_bias += d_logits.sum(dim=0)
             d_logits = d_logits.to(hidden.dtype)
