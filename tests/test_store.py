@@ -120,7 +120,9 @@ def test_questions_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(b"{}\n"), gzip.compress(b'{"id": "a", "question": "other"}\n')]
+    "content",
+    [b"", b"not gzip", gzip.compress(b"{}\n"), gzip.compress(b'{"id": "a", "question": "other"}\n')],
+    ids=["empty", "not gzip", "no question", "another question"],
 )
 def test_questions_that_are_damaged_or_others_are_not_shown(tmp_path: Path, content: bytes) -> None:
     store = Store(tmp_path)
