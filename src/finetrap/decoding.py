@@ -20,7 +20,7 @@ from finetrap.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
 ROWS_TOGETHER = 32
-"""Whose own parts are attended to in one call, up to the longest of them."""
+"""Whose own parts are attended to in one call on a CPU, up to the longest of them; on a GPU one call takes all."""
 
 
 class Rows:
@@ -196,9 +196,10 @@ class Rows:
             device, lengths, prefix = self.lengths.device, self.lengths[: self.active], self.prefix_length
             known = lengths.tolist()
             reach = max(known) + prefix + 1 if window is None else window
+            together = ROWS_TOGETHER if device.type == "cpu" else self.active
 
             def part(start: int) -> _Part:
-                rows = slice(start, min(start + ROWS_TOGETHER, self.active))
+                rows = slice(start, min(start + together, self.active))
                 keys = slice(max(0, min(known[rows]) + 1 - reach), max(known[rows]) + 1)
                 distance = lengths[rows, None] - torch.arange(keys.start, keys.stop, device=device)
                 bias = _bias((distance >= 0) & (distance < reach), like)
@@ -209,7 +210,7 @@ class Rows:
             self._seen[window] = _Seen(
                 torch.arange(self.active, device=device),
                 lengths,
-                tuple(part(start) for start in range(0, self.active, ROWS_TOGETHER)),
+                tuple(part(start) for start in range(0, self.active, together)),
                 shared,
                 _bias(from_prefix < reach, like),
             )
