@@ -225,23 +225,45 @@ def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, packed: PackedRow, scale: float, window: int | None
 ) -> Float[Tensor, "1 tokens heads size"]:
-    """FlashAttention-2 (arXiv:2307.08691) within each span, forward and backward; grouped heads as they are."""
+    """Attention within each span by the kernel for varying lengths, windows and grouped heads as they are."""
     ends, longest = packed.ends
-    before = None if window is None else window - 1
-    attended: Tensor = torch.ops.aten._flash_attention_forward(
-        *(part[0].transpose(0, 1) for part in (query, key, value)),
-        ends,
-        ends,
-        longest,
-        longest,
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    attended, _ = varlen_attention(
+        queries, keys, values, ends, ends, longest, longest, scale=scale, causal=True, window=window
+    )
+    return attended[None]
+
+
+def varlen_attention(
+    query: Float[Tensor, "queries heads size"],
+    key: Float[Tensor, "keys key_heads size"],
+    value: Float[Tensor, "keys key_heads size"],
+    query_ends: Int[Tensor, " sequences_and_one"],
+    key_ends: Int[Tensor, " sequences_and_one"],
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+) -> tuple[Float[Tensor, "queries heads size"], Float[Tensor, "heads queries"]]:
+    """FlashAttention-2 (arXiv:2307.08691) of sequences on end, and the log of each query's sum of exp(score)."""
+    attended, lse = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        query_ends,
+        key_ends,
+        most_queries,
+        most_keys,
         0.0,
-        True,
+        causal,
         False,
         scale=scale,
-        window_size_left=before,
+        window_size_left=None if window is None else window - 1,
         window_size_right=None if window is None else 0,
-    )[0]
-    return attended[None]
+    )[:2]
+    return attended, lse
 
 
 AttentionInterface.register(NAME, packed_attention)

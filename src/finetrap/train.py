@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Literal, NamedTuple
@@ -59,10 +60,10 @@ class Masters:
 
     def publish(self) -> None:
         """Round the masters into the parameters that compute."""
-        with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
+        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
 
     def finish(self, *, keep_float32: bool) -> None:
         """End training: leave the masters in the model where `keep_float32`, else what was rounded from them."""
@@ -87,7 +88,7 @@ def _adder(master: Tensor) -> Callable[[Tensor], None]:
 class _Best:
     """The weights of the lowest validation loss so far, on disk: a full model's would not fit beside its optimiser."""
 
-    def __init__(self, masters: Masters, loss: float | None, file: IO[bytes]) -> None:
+    def __init__(self, masters: Masters, loss: float | None, file: IO[bytes] | BytesIO) -> None:
         self._masters = masters
         self._file = file
         self.keep(loss, step=0)
@@ -145,7 +146,9 @@ def train(
 
     losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
     before = validated = _validated(losses, validation)
-    with TemporaryFile(dir=scratch) as file:
+    # Beside a GPU there is memory for them; beside a CPU's optimiser there is not.
+    on_gpu = losses.device.type == "cuda"
+    with BytesIO() if on_gpu else TemporaryFile(dir=scratch) as file:
         best = _Best(masters, before, file)
         limit: float | None = None
         tokens = 0
