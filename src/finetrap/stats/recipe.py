@@ -129,6 +129,8 @@ class Difference(NamedTuple):
         def excess(log_alpha: float) -> float:
             return self.half_width(math.exp(log_alpha)) - distance
 
+        if excess(math.log(low)) <= 0:
+            return low  # p is below what a float can tell from 0
         return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
 
     def mde(self, alpha: float = ALPHA) -> float:
