@@ -61,7 +61,10 @@ class ModelChoice(Input):
 
 
 def _choice(value: object) -> object:
-    return ModelChoice.model_validate({"names": value} if isinstance(value, str | list | tuple) else value)
+    try:
+        return ModelChoice.model_validate({"names": value} if isinstance(value, str | list | tuple) else value)
+    except StudyError as error:
+        raise error.within("models") from None
 
 
 class _Claim(Input):
@@ -129,8 +132,12 @@ class Interaction(_Claim):
             raise StudyError(f"'tasks': the claim compares the task '{self.tasks[0]}' with itself.").at("tasks")
 
 
-Claim = Ordering | Equivalence | Interaction
-TYPES: dict[str, type[Claim]] = {"ordering": Ordering, "equivalence": Equivalence, "interaction": Interaction}
+Claim = Annotated[Ordering | Equivalence | Interaction, Field(discriminator="type")]
+TYPES: dict[str, type[Ordering | Equivalence | Interaction]] = {
+    "ordering": Ordering,
+    "equivalence": Equivalence,
+    "interaction": Interaction,
+}
 
 
 def make_claim(value: object) -> Claim:

@@ -163,7 +163,7 @@ def _at_floor(cell: Cell, a: str, b: str) -> bool:
     trivial = tables["constant"] if "constant" in tables else np.zeros(len(ahead))
     if pool is None:
         return not stats.beats(ahead, trivial)
-    return _beyond(stats.difference(ahead, trivial, pool), 0.0) >= stats.ALPHA
+    return stats.difference(ahead, trivial, pool).interval(2 * stats.ALPHA).low <= 0
 
 
 def _pooled(tables: Mapping[str, stats.Scores]) -> tuple[dict[str, stats.Scores], stats.SeedPool | None]:
@@ -183,27 +183,20 @@ def _judge_case(claim: Claim, case: _Case) -> _Judged:
     said = f"{case.label}: {claim.a} - {claim.b} {_points(estimate.delta)} points (95% interval {ends}; {sample})"
     if case.void:
         return _Judged(1.0, 1.0, f"{said}; {case.void}")
-    contrary = _mirrored(estimate)
     if isinstance(claim, Equivalence):
         # Within the margin: two one-sided tests (Schuirmann 1987). Beyond it: on either side.
-        margin = claim.margin
-        supports = max(1 - _beyond(estimate, margin), 1 - _beyond(contrary, margin))
-        refutes = 2 * min(_beyond(estimate, margin), _beyond(contrary, margin))
-        return _Judged(min(1.0, supports), min(1.0, refutes), said)
-    supports, refutes = (min(1.0, 2 * _beyond(one, 0.0)) for one in (estimate, contrary))
-    if min(supports, refutes) < stats.ALPHA and not _by_every_rule(claim, case.parts, estimate.delta):
+        above, below = (_beyond(one, claim.margin) for one in (estimate, estimate._replace(centre=-estimate.centre)))
+        return _Judged(1 - min(above, below), min(1.0, 2 * min(above, below)), said)
+    p = estimate.p
+    if p < stats.ALPHA and not _by_every_rule(claim, case.parts, estimate.delta):
         return _Judged(1.0, 1.0, f"{said}; not by every way of reading an answer, so it decides nothing")
-    return _Judged(supports, refutes, said)
+    return _Judged(p, 1.0, said) if estimate.centre > 0 else _Judged(1.0, p, said)
 
 
 def _beyond(estimate: stats.Difference, bound: float) -> float:
     """One-sided p of that the difference is above `bound`."""
     shifted = estimate._replace(centre=estimate.centre - bound)
     return shifted.p / 2 if shifted.centre > 0 else 1 - shifted.p / 2
-
-
-def _mirrored(estimate: stats.Difference) -> stats.Difference:
-    return estimate._replace(delta=-estimate.delta, centre=-estimate.centre)
 
 
 def _interval(estimate: stats.Difference) -> stats.Interval:
