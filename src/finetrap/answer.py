@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from finetrap import stats
+from finetrap.claims import cells_of, judge
 from finetrap.config import Study
 from finetrap.plan import missing
 from finetrap.recommend import recommend
@@ -113,6 +114,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         recommendations=tuple(recommendations),
+        claims=judge(study.claims, cells_of(plan, store)) if study.claims else (),
         failures=failures,
         warnings=tuple(_warnings(arms, plan, environments)),
     )

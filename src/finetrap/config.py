@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from finetrap.claim_spec import Claim, check_claims, make_claim
 from finetrap.errors import StudyError, unknown
-from finetrap.in_memory import is_model, is_table, named_model
+from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
 from finetrap.records import Input
@@ -62,6 +63,11 @@ def _task(entry: object) -> object:
     if isinstance(entry, str):
         return entry
     return OwnData.model_validate({"train": entry} if is_table(entry) else entry)
+
+
+def _claims(value: object) -> object:
+    entries = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_each("claims", make_claim, entries))
 
 
 def _each(field: str, make: Callable[[object], object], entries: list[object] | tuple[object, ...]) -> Iterator[object]:
@@ -124,6 +130,8 @@ class Study(Input):
     """auto, cpu, cuda, cuda:N or mps."""
     keep: Keep = "best"
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
+    claims: Annotated[tuple[Claim, ...], BeforeValidator(_claims)] = ()
+    """What is said of the arms, to be supported or refuted by this study."""
 
     @field_validator("arms")
     @classmethod
@@ -172,6 +180,9 @@ class Study(Input):
                     f"the arm '{reference}' has to be the method {reference}: others are compared with it."
                 )
         self._check_names()
+        check_claims(
+            self.claims, arms=names, models=[shown_name(model.name) for model in self.models], tasks=self.task_names
+        )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if self.limit_test is not None and self.limit_test < 10:

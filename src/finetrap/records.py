@@ -31,9 +31,10 @@ class Input(Record):
     @model_validator(mode="wrap")
     @classmethod
     def _said_in_one_line(cls, values: Any, validate: Callable[[Any], "Input"]) -> "Input":
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                raise unknown("setting", str(key), cls.model_fields).at(key)
+            if key not in known:
+                raise unknown("setting", str(key), known).at(key)
         try:
             return validate(values)
         except ValidationError as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = "finetrap/results/1"
 
 Verdict = Literal["gain", "harm", "no_difference", "format_only", "undecided", "floor", "ceiling"]
+ClaimVerdict = Literal["supported", "refuted", "undetermined"]
 
 
 class Artifact(Record):
@@ -218,6 +219,21 @@ class Recommendation(Record):
         return self.method == "undecided"
 
 
+class ClaimResult(Record):
+    """What the study's records say of a claim."""
+
+    id: str
+    says: str
+    verdict: ClaimVerdict
+    """`refuted`: the contrary is shown; a claim for which there is only no evidence is `undetermined`."""
+    p: float | None
+    """Of the verdict's direction, two-sided; null where there is nothing to judge by."""
+    p_adjusted: float | None
+    """Holm's, over the claims of the study; supported or refuted where it is below 5%."""
+    evidence: tuple[str, ...]
+    """In sentences: the difference for each model and task, and what it comes to."""
+
+
 class Failure(Record):
     """A trial that failed; it has no score."""
 
@@ -242,8 +258,8 @@ class Results(Record):
     """Pairs of arms, exploratory."""
     recommendations: tuple[Recommendation, ...]
     """One a model and task."""
-    claims: tuple[()] = ()
-    """Not computed in this version."""
+    claims: tuple[ClaimResult, ...] = ()
+    """Those that the study states."""
     failures: tuple[Failure, ...]
     """Trials that failed and were not done since."""
     warnings: tuple[str, ...]
