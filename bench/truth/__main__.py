@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import platform
 import sys
-import time
-import zlib
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +21,7 @@ from measure import RESULTS, machine, now
 
 import finetrap
 from finetrap import stats
-from truth.cells import Cell, cells
+from truth.cells import cells, key, simulate_named
 
 PATH = RESULTS / "truth.json"
 
@@ -38,20 +36,6 @@ def code() -> str:
 def versions() -> dict[str, str]:
     packages = {name: version(name) for name in ("numpy", "scipy")}
     return {"finetrap": finetrap.__version__, "code": code(), "python": platform.python_version(), **packages}
-
-
-def simulate(cell: Cell, studies: int | None = None) -> dict[str, Any]:
-    """The cell's row. Its random numbers are its own, so that the order of cells is nothing to it."""
-    started = time.perf_counter()
-    number = studies or cell.studies
-    generator = np.random.default_rng(zlib.crc32(key(cell.kind, cell.world).encode()))
-    found = cell.measure(number, generator)
-    row = {"kind": cell.kind, "world": cell.world, "studies": number, **found, "seconds": time.perf_counter() - started}
-    return {name: _rounded(value) for name, value in row.items()}
-
-
-def key(kind: str, world: dict[str, Any]) -> str:
-    return json.dumps([kind, world], sort_keys=True)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -109,16 +93,12 @@ def main() -> int:
     missing = [name for name, cell in everything.items() if name not in done and given.only in cell.kind]
     print(f"{len(everything) - len(missing)} of {len(everything)} cells are there, or not asked for", flush=True)
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
-        for count, (name, row) in enumerate(pool.imap_unordered(_named, missing), start=1):
+        for count, (name, row) in enumerate(pool.imap_unordered(simulate_named, missing), start=1):
             done[name] = row
             write([done[each] for each in everything if each in done])
             print(f"{count} of {len(missing)}: {name}  {row['seconds']} s", flush=True)
     write([done[each] for each in everything if each in done])
     return 0
-
-
-def _named(name: str) -> tuple[str, dict[str, Any]]:
-    return name, simulate(next(cell for cell in cells() if key(cell.kind, cell.world) == name))
 
 
 def _done(names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -129,12 +109,6 @@ def _done(names: Iterable[str]) -> dict[str, dict[str, Any]]:
         return {}
     rows = {key(row["kind"], row["world"]): row for row in written["cells"]}
     return {name: rows[name] for name in names if name in rows}
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(each) for name, each in value.items()}
-    return round(value, 5) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The cells of the simulation: what is varied, and how many studies are drawn of each."""
 
+import json
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +31,31 @@ Measure = Callable[[World, int, np.random.Generator], dict[str, Any]]
 def cells() -> list[Cell]:
     """All of them."""
     return [*_equal(), *_unequal(), *_families(), *_power(), *_regret(), *_beside(), *_artifact()]
+
+
+def simulate(cell: Cell, studies: int | None = None) -> dict[str, Any]:
+    """The cell's row. Its random numbers are its own, so that the order of cells is nothing to it."""
+    started = time.perf_counter()
+    number = studies or cell.studies
+    generator = np.random.default_rng(zlib.crc32(key(cell.kind, cell.world).encode()))
+    found = cell.measure(number, generator)
+    row = {"kind": cell.kind, "world": cell.world, "studies": number, **found, "seconds": time.perf_counter() - started}
+    return {name: _rounded(value) for name, value in row.items()}
+
+
+def key(kind: str, world: dict[str, Any]) -> str:
+    return json.dumps([kind, world], sort_keys=True)
+
+
+def simulate_named(name: str) -> tuple[str, dict[str, Any]]:
+    """The row of the cell with this key, and the key: what a process can be sent."""
+    return name, simulate(next(cell for cell in cells() if key(cell.kind, cell.world) == name))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _cell(kind: str, world: World, studies: int, measure: Measure) -> Cell:
