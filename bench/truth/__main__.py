@@ -91,6 +91,8 @@ def main() -> int:
     everything = {key(cell.kind, cell.world): cell for cell in cells()}
     done = _done(everything)
     missing = [name for name, cell in everything.items() if name not in done and given.only in cell.kind]
+    # The quick ones first, so that something of every kind is soon there.
+    missing.sort(key=lambda name: everything[name].studies * everything[name].world["n"])
     print(f"{len(everything) - len(missing)} of {len(everything)} cells are there, or not asked for", flush=True)
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for count, (name, row) in enumerate(pool.imap_unordered(simulate_named, missing), start=1):
