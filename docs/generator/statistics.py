@@ -99,7 +99,7 @@ def _coverage(rows: Sequence[Row]) -> str:
                     f"{sum(pairs) / len(pairs):.2f} ({max(pairs):.2f})",
                 )
             )
-    header = ("items", "seeds", "arm − zero-shot", "arm − arm", "accuracy", "width", "width, arm − arm")
+    header = ("items", "seeds", "arm - zero-shot", "arm - arm", "accuracy", "width", "width, arm - arm")
     return table(header, out)
 
 
@@ -121,8 +121,8 @@ def _unequal(rows: Sequence[Row]) -> str:
         (
             "sd between seeds, points",
             "seeds",
-            "arm − zero-shot",
-            "arm − arm",
+            "arm - zero-shot",
+            "arm - arm",
             "accuracy",
             "family-wise error, greatest",
         ),
@@ -204,14 +204,14 @@ def _variants(rows: Sequence[Row]) -> str:
                     f"{by_item['mean']:.3f}" if by_item else "",
                 )
             )
-    header = ("", "items, seeds", "arm − zero-shot", "arm − arm", "accuracy", "family-wise error", "clusters ignored")
+    header = ("", "items, seeds", "arm - zero-shot", "arm - arm", "accuracy", "family-wise error", "clusters ignored")
     return table(header, out)
 
 
 def _plans(rows: Sequence[Row]) -> str:
     out = []
     for row in _of(rows, "plan"):
-        for what, name in (("items", "n"), ("seeds", "seeds")):
+        for what in ("items", "seeds"):
             planned = row.get(f"{what}_planned")
             out.append(
                 (
