@@ -15,7 +15,7 @@ from finetrap.registry import Plugin, Registry
 from finetrap.scoring import Verdict
 
 Split = Literal["train", "test"]
-Kind = Literal["generate", "choice", "text"]
+Kind = Literal["generate", "choice", "text", "divergence"]
 
 
 class Turn(NamedTuple):
@@ -76,7 +76,8 @@ class Task:
     name: str
     summary: str
     kind: Kind
-    """`generate`: text scored by `score`; `choice`: by log-likelihood; `text`: bits per byte."""
+    """`generate`: text scored by `score`; `choice`: by log-likelihood; `text`: bits per byte;
+    `divergence`: KL from the untouched model, of texts and of answers to questions."""
     license: str
     load: Callable[[Split], tuple[Example, ...]]
     """All examples of a split. Nothing but `finetrap.data` calls it."""
@@ -104,6 +105,8 @@ class Task:
     stops: tuple[str, ...] = ("\nQuestion:",)
     """Where a base model, prompted plainly, goes on to another question of its own."""
     layout: Layout = PLAIN
+    chat_only: bool = False
+    """Of a retention task: whether only models that are prompted through a chat template are asked."""
     carved: bool = False
     """Whether test was cut from train, for want of a test set."""
     version: int = 1
