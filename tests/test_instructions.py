@@ -28,7 +28,12 @@ EXAMPLES: list[tuple[str, dict[str, Any], str, str]] = [
     ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n** b\n"),
     ("detectable_format:constrained_response", {}, "Well, My answer is no.", "no."),
     ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* and *b*", "*a* and **"),
-    ("detectable_format:multiple_sections", {"section_spliter": "Day", "num_sections": 2}, "Day 1 x Day 2 y", "Day one"),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "Day", "num_sections": 2},
+        "Day 1 x Day 2 y",
+        "Day one",
+    ),
     ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
     ("detectable_format:title", {}, "<<Ode>>\nO sea", "<< >>\nO sea"),
     ("combination:two_responses", {}, "One.\n******\nTwo.", "One.******One."),
@@ -107,4 +112,4 @@ def test_verdicts_equal_those_of_lm_evaluation_harness(monkeypatch: pytest.Monke
                 expected = bool(answer.strip() and theirs.check_following(answer))
                 assert follows(answer, name, given) == expected, (name, given, answer)
                 seen.setdefault(name, set()).add(expected)
-    assert seen == dict.fromkeys(CHECKS, {True, False})
+    assert seen == {name: {True, False} for name in CHECKS}

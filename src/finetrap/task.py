@@ -114,6 +114,11 @@ class Task:
     siblings: frozenset[str] = frozenset()
     """Tasks too close to this one to count as general ability when it is the target."""
 
+    @property
+    def converses(self) -> bool:
+        """Whether it is put through the chat template of a model that has one."""
+        return self.kind in ("generate", "divergence")
+
     def verdict(self, text: str, example: Example) -> Verdict:
         """What an answer to an example of a `generate` task says, and how it scores."""
         if self.judge is not None:
