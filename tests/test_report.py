@@ -18,6 +18,7 @@ def _run(tiny_folder: Path, folder: Path) -> Results:
         arms=["few_shot:shots=1", "lora:rank=2"],
         limit_train=16,
         limit_test=10,
+        retention=["hellaswag", "wikitext2"],
         limit_retention=10,
         dtype="float32",
     )

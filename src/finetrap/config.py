@@ -112,10 +112,12 @@ class Study(Input):
     """Validation examples at most, and at most a quarter of limit_train; they are cut from train."""
     limit_test: int | None = Field(default=None, ge=1)
     """Test examples at most. Raising it later re-uses the weights that `keep` kept."""
-    retention: Names = ("hellaswag", "arc_easy", "wikitext2")
-    """Tasks that show what is forgotten; siblings of the target are left out."""
+    retention: Names = ("hellaswag", "arc_easy", "wikitext2", "divergence", "ifeval")
+    """Tasks that show what is forgotten; siblings of the target are left out, and `ifeval` of a model without chat."""
     limit_retention: int = Field(default=200, ge=10)
     """Examples of each retention task at most."""
+    limit_instructions: int = Field(default=40, ge=1)
+    """Of a retention task that is answered at length, such as `ifeval`, at most; it takes longest."""
     out_of_distribution: Names = ()
     """Further tasks that each arm is tested on, and not trained for."""
     margin: float = Field(default=0.02, gt=0, lt=1)
@@ -220,7 +222,7 @@ class Study(Input):
                 )
         for name in known(self.tasks):
             target = get_task(name)
-            if target.kind == "text":
+            if target.kind in ("text", "divergence"):
                 raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
             if "train" not in target.splits:
                 raise StudyError(

@@ -40,6 +40,8 @@ class LoadedModel:
     record: ModelRecord
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    untouched: "PreTrainedModel | None" = None
+    """What `model` was made of, where that is another one."""
 
     def copy(self) -> "PreTrainedModel":
         """An untouched copy to train."""

@@ -61,7 +61,10 @@ def task_record(study: Study, items: TaskItems) -> TaskRecord:
 
 def test_items(study: Study, task: Task, purpose: Purpose) -> TestSet:
     """The test items of an evaluation. Called where the final evaluation is planned and where it is run."""
-    limit = study.limit_retention if purpose == "retention" else study.limit_test
+    limit = study.limit_test
+    if purpose == "retention":
+        generated = task.kind == "generate"
+        limit = min(study.limit_retention, study.limit_instructions) if generated else study.limit_retention
     return load_test(task, limit=limit)
 
 
@@ -108,8 +111,9 @@ def _planned(
             evaluations.append(_evaluation(study, source, study.task(name), "out_of_distribution", shots))
     if not method.trivial and not method.shots:
         for name in study.retention:
-            if not items.task.is_near(name):
-                evaluations.append(_evaluation(study, source, study.task(name), "retention", ()))
+            general = study.task(name)
+            if not items.task.is_near(name) and (source.record.chat or not general.chat_only):
+                evaluations.append(_evaluation(study, source, general, "retention", ()))
     return Planned(trial=trial, evaluations=tuple(evaluations))
 
 
@@ -122,7 +126,7 @@ def _evaluation(study: Study, source: Source, task: Task, purpose: Purpose, shot
         kind=task.kind,
         items=items_digest(examples),
         n=len(examples),
-        chat=source.record.chat and task.kind == "generate",
+        chat=source.record.chat and task.converses,
         shots=tuple(shot.id for shot in shots),
         max_new_tokens=task.max_new_tokens,
     )

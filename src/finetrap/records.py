@@ -188,6 +188,13 @@ class ItemRow(Record):
     """Of the whole text (`text`)."""
     bytes: int | None = None
     """Of the text in UTF-8 (`text`)."""
+    kl: float | None = None
+    """KL(untouched || adapted) in nats, the sum over `kl_tokens` (`divergence`)."""
+    kl_tokens: int | None = None
+    """Tokens whose distributions were compared (`divergence`)."""
+    chat_format: bool | None = None
+    """Whether the answer is a whole turn: it ends by itself, is not empty, runs into no loop and holds no mark of the
+    chat template (`generate`, through one)."""
     prompt_tokens: int = 0
     output_tokens: int = 0
 

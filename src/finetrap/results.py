@@ -75,15 +75,26 @@ class Retention(Record):
     ci95: tuple[float, float] | None
     """Of the delta, over items."""
     verdict: Verdict
-    """`harm`: forgetting beyond the tolerance is shown; `no_difference`: it is ruled out; else `undecided`."""
+    """`harm`: forgetting beyond the tolerance is shown, or that fewer answers are whole turns by more than it;
+    `no_difference`: forgetting beyond the tolerance is ruled out; else `undecided`."""
     bits_per_byte: float | None
     """Of general text, after; lower is better."""
     bits_per_byte_delta: float | None
     """Worse is positive."""
     bits_per_byte_ci95: tuple[float, float] | None = None
     """Of the delta, over texts."""
-    kl: None = None
-    """Not computed in this version."""
+    kl: float | None = None
+    """KL(untouched || adapted), nats a token, over all texts of `divergence`; 0 where nothing moved."""
+    kl_ci95: tuple[float, float] | None = None
+    """Of it, over texts."""
+    kl_texts: dict[str, float] = Field(default_factory=dict)
+    """By kind of text, `general` and `chat`; of chat the answers alone."""
+    chat_format: float | None = None
+    """Share of answers to general instructions that are whole turns, after: they end by themselves, are not empty, run
+    into no loop and hold no mark of the chat template. Null where none was asked for."""
+    chat_format_delta: float | None = None
+    chat_format_ci95: tuple[float, float] | None = None
+    """Of the delta: Tango's score interval."""
     tasks: dict[str, RetentionTask]
     """By name; general text stands in the bits per byte."""
 

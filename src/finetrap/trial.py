@@ -60,7 +60,7 @@ def run_trial(
         store.forget_evaluations(trial)
         todo = list(planned.evaluations)
     model = _adapted(trial, method, loaded, items, store, reporter)
-    adapted = replace(loaded, model=model)
+    adapted = replace(loaded, model=model, untouched=loaded.model)
     for evaluation in todo:
         task = study.task(evaluation.task)
         asked = _asked(method, evaluation, items.splits, trial.seed)
