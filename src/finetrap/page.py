@@ -21,7 +21,7 @@ from finetrap.config import Study
 from finetrap.data import load_test
 from finetrap.errors import StudyError
 from finetrap.records import Evaluation, ItemRow, items_digest
-from finetrap.results import ArmResult, Recommendation, Results, Verdict
+from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
 from finetrap.sections import Section, command_of, finished, machine, sections, settings_of
 from finetrap.store import Store
 from finetrap.table import (
@@ -37,8 +37,14 @@ from finetrap.table import (
     tuning_grid,
 )
 from finetrap.task import Example, get_task
-from finetrap.words import in_words, percent
+from finetrap.words import claimed, in_words, percent, rescued
 
+_RESCUE_TONES: dict[bool | None, str] = {True: TONES["gain"], False: TONES["harm"], None: TONES["undecided"]}
+_CLAIM_TONES: dict[ClaimVerdict, str] = {
+    "supported": TONES["gain"],
+    "refuted": TONES["harm"],
+    "undetermined": TONES["undecided"],
+}
 _TEXT_COLUMNS = ("arm", "verdict", "task", "method", "seeds", "settings", "setting", "value", "choice")
 
 
@@ -90,6 +96,7 @@ def write_page(results: Results, study: Study, store: Store) -> Path:
         finished=finished(results),
         machine=machine(results.environment),
         sections=[_section(section, store, f"s{number}") for number, section in enumerate(found, 1)],
+        claims=[(claimed(claim), _CLAIM_TONES[claim.verdict], claim.evidence) for claim in results.claims],
         command=command_of(results, store),
         settings=_pairs("Settings of the study", results.study["settings"]),
         environment=_pairs("Machine and versions", results.environment.model_dump(mode="json")),
@@ -124,6 +131,7 @@ def _section(section: Section, store: Store, name: str) -> dict[str, object]:
         "verdicts": [
             (words, TONES[arm.vs_zero_shot.verdict]) for arm in arms if (words := in_words(arm)) and arm.vs_zero_shot
         ],
+        "rescues": [(rescued(rescue), _RESCUE_TONES[rescue.removes]) for rescue in recommendation.rescues],
         "charts": _figures(section, name),
         "retention": _table(
             "General tasks after adapting: score (change in points; 95% interval). zero_shot is the model as it was.",

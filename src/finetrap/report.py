@@ -20,7 +20,7 @@ from finetrap.table import (
     retention_grid,
     tuning_grid,
 )
-from finetrap.words import in_words
+from finetrap.words import claimed, in_words, rescued
 
 
 def write_report(results: Results, study: Study, store: Store) -> Path:
@@ -28,6 +28,7 @@ def write_report(results: Results, study: Study, store: Store) -> Path:
     parts = [f"# {escape(study.name)}", ""]
     for section in sections(results, store):
         parts += _section(section, store)
+    parts += _claims(results)
     parts += _warnings(results)
     parts += _repeat(results, store)
     return store.write("report.md", "\n".join(parts).rstrip() + "\n")
@@ -57,6 +58,9 @@ def _section(section: Section, store: Store) -> list[str]:
     if verdicts := [words for arm in arms if (words := in_words(arm))]:
         parts += ["### Against the untouched model", "", *charts.get("forest", ())]
         parts += [*(f"- {escape(words)}" for words in verdicts), ""]
+    if recommendation.rescues:
+        lines = [f"- {escape(rescued(rescue))}" for rescue in recommendation.rescues]
+        parts += ["### What removes the harm", "", *lines, ""]
     if any(arm.retention is not None for arm in arms):
         parts += ["### Learned and forgotten", "", *charts.get("learn-forget", ()), markdown(retention_grid(arms)), ""]
     parts += ["### What it costs", "", *charts.get("cost", ()), markdown(cost_grid(arms)), ""]
@@ -74,6 +78,13 @@ def _section(section: Section, store: Store) -> list[str]:
 
 def _settings(arm: ArmResult) -> str:
     return f"- {escape(arm.arm)} ({escape(arm.method)}; seeds {list(arm.seeds)}): {escape(settings_of(arm))}"
+
+
+def _claims(results: Results) -> list[str]:
+    parts = []
+    for claim in results.claims:
+        parts += [f"- **{escape(claimed(claim))}**", *(f"  - {escape(line)}" for line in claim.evidence)]
+    return ["## Claims", "", *parts, ""] if parts else []
 
 
 def _warnings(results: Results) -> list[str]:

@@ -24,7 +24,7 @@ class Section(NamedTuple):
     """Loss on general text that is accepted, in bits per byte."""
 
 
-def sections(results: Results, store: Store | None) -> list[Section]:
+def sections(results: Results, store: Store | None = None) -> list[Section]:
     """Every model and task that has a result; without the study's folder there are no training logs."""
     planned = store.plan().planned if store else ()
     logs = {

@@ -1,7 +1,8 @@
 """Results as tables, for a terminal, report.md and report.html: every cell is written here, once for all three."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from typing import NamedTuple, get_args
 
@@ -9,10 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetrap.results import ArmResult, Recommendation, Results
+from finetrap.results import ArmResult, Recommendation, Results, Retention
 from finetrap.scoring import Outcome
 from finetrap.text_forest import text_forest
-from finetrap.words import WORDS, estimand, in_words, percent, points
+from finetrap.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
 
 COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
 
@@ -118,7 +119,10 @@ def render(results: Results) -> RenderableType:
             table.add_row(*row)
         parts += [table, Text(legend(arms), style="dim"), Text(), *_forest(arms)]
         parts += [Text(headline(recommendation), style="bold"), *(Text(f"  {why}") for why in recommendation.why)]
+        parts += [Text(f"  {rescued(rescue)}") for rescue in recommendation.rescues]
         parts += [Text(f"  Next: {recommendation.next_step}"), Text()]
+    for claim in results.claims:
+        parts += [Text(claimed(claim), style="bold"), *(Text(f"  {line}") for line in claim.evidence), Text()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in results.warnings]
     parts += [Text(f"failed: {failure.trial}: {failure.error}", style="red") for failure in results.failures]
     return Group(*parts)
@@ -163,6 +167,7 @@ def arms_grid(arms: Sequence[ArmResult]) -> Grid:
 def retention_grid(arms: Sequence[ArmResult]) -> Grid:
     """General tasks after adapting, with their change and its interval."""
     shown = [(arm.arm, arm.retention) for arm in arms if arm.retention is not None]
+    more = _more_retention([retention for _, retention in shown])
     names = tuple(dict.fromkeys(name for _, retention in shown for name in retention.tasks))
     rows = []
     for arm, retention in shown:
@@ -171,8 +176,41 @@ def retention_grid(arms: Sequence[ArmResult]) -> Grid:
         bits = "-"
         if retention.bits_per_byte is not None and retention.bits_per_byte_delta is not None:
             bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
-        rows.append((arm, retention.verdict.replace("_", " "), *scores, bits))
-    return Grid(("arm", "verdict", *names, "bits/byte"), rows)
+        rows.append(
+            (arm, retention.verdict.replace("_", " "), *scores, bits, *(cell(retention) for cell in more.values()))
+        )
+    return Grid(("arm", "verdict", *names, "bits/byte", *more), rows)
+
+
+def _more_retention(shown: Sequence[Retention]) -> dict[str, Callable[[Retention], str]]:
+    """Columns for what a study may not have measured: KL from the untouched model, and the chat format."""
+    columns: dict[str, Callable[[Retention], str]] = {}
+    if any(retention.kl is not None for retention in shown):
+        columns["KL, nats/token"] = _kl
+    for kind in dict.fromkeys(kind for retention in shown for kind in retention.kl_texts):
+        columns[f"KL, {kind}"] = partial(_kl_of, kind)
+    if any(retention.chat_format is not None for retention in shown):
+        columns["whole answers in chat"] = _chat_format
+    return columns
+
+
+def _kl(retention: Retention) -> str:
+    interval = retention.kl_ci95
+    return number(retention.kl, ".3f") + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _kl_of(kind: str, retention: Retention) -> str:
+    return number(retention.kl_texts.get(kind), ".3f")
+
+
+def _chat_format(retention: Retention) -> str:
+    if retention.chat_format is None:
+        return "-"
+    if retention.chat_format_delta is None or retention.chat_format_ci95 is None:
+        return percent(retention.chat_format)
+    return (
+        f"{percent(retention.chat_format)} ({points(retention.chat_format_delta)}; {ends(retention.chat_format_ci95)})"
+    )
 
 
 def outcome_grid(arms: Sequence[ArmResult]) -> Grid:
@@ -213,24 +251,20 @@ def tuning_grid(arms: Sequence[ArmResult]) -> Grid:
     rows = [
         (
             arm.arm,
-            ", ".join(
-                f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in (
-                    ("learning rate", candidate.learning_rate),
-                    ("shots", candidate.shots),
-                    ("template", candidate.template),
-                )
-                if value is not None
-            ),
-            str(candidate.rung),
-            "-" if candidate.validation_loss is None else f"{candidate.validation_loss:.3f}",
-            "-" if candidate.validation_accuracy is None else percent(candidate.validation_accuracy),
+            candidate.setting.replace("_", " "),
+            f"{candidate.value:g}" if isinstance(candidate.value, float) else str(candidate.value),
+            str(candidate.rung + 1),
+            "-" if candidate.train_rows is None else str(candidate.train_rows),
+            "diverged" if candidate.diverged else number(candidate.validation_loss, ".3f"),
+            "-" if candidate.accuracy is None else f"{percent(candidate.accuracy)} of {candidate.n}",
             "chosen" if candidate.chosen else "",
         )
         for arm in arms
         for candidate in arm.tuning
     ]
-    return Grid(("arm", "setting", "rung", "validation loss", "validation accuracy", "choice"), rows)
+    return Grid(
+        ("arm", "setting", "tried", "round", "train rows", "validation loss", "validation accuracy", "choice"), rows
+    )
 
 
 def cost_grid(arms: Sequence[ArmResult]) -> Grid:

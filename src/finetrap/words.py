@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from finetrap.results import ArmResult, Artifact, Recipe, VersusZeroShot
+from finetrap.results import ArmResult, Artifact, ClaimResult, Recipe, Rescue, VersusZeroShot
 
 WORDS = {
     "gain": "gain",
@@ -18,6 +18,11 @@ WORDS = {
 def percent(value: float, digits: int = 1) -> str:
     """A share as a percentage."""
     return f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else f"{value:{form}}"
 
 
 def points(value: float) -> str:
@@ -75,3 +80,15 @@ def what_would_decide(versus: VersusZeroShot) -> str:
     if not ways:
         return f"{could} Neither more items nor more seeds alone would decide."
     return f"{could} {' or '.join(ways).capitalize()} would decide, if the scores stay as they are."
+
+
+def rescued(rescue: Rescue) -> str:
+    """What came of a rescue, the answer first."""
+    answer = {True: "Yes", False: "No", None: "Undecided"}[rescue.removes]
+    return f"{answer}: {rescue.sentence}"
+
+
+def claimed(claim: ClaimResult) -> str:
+    """A claim with its verdict, and how sure that is."""
+    sure = "" if claim.p_adjusted is None else f" (p {claim.p_adjusted:.2g}, corrected for all claims)"
+    return f"{claim.verdict.capitalize()}{sure}: {claim.says}"

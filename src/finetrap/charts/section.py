@@ -1,6 +1,6 @@
 """Every chart of a model on a task, with its caption and its text for who does not see it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from finetrap.charts.accuracy import accuracy_chart
@@ -10,9 +10,9 @@ from finetrap.charts.forest import forest_chart
 from finetrap.charts.learn_forget import learn_forget_chart
 from finetrap.charts.learning import learning_chart
 from finetrap.charts.outcomes import outcome_chart
-from finetrap.charts.tuning import curve_of, tuning_chart
+from finetrap.charts.tuning import curve_of, rate_of, tuning_chart
 from finetrap.recommend import QUERIES
-from finetrap.results import ArmResult, Retention
+from finetrap.results import ArmResult, Retention, TuningCandidate
 from finetrap.sections import Section
 from finetrap.words import ends, estimand, in_words, percent, points
 
@@ -84,11 +84,7 @@ def charts_of(section: Section) -> list[Chart]:
             "tuning",
             "Learning rates that were tried, on validation examples; a ring marks the one that was chosen. A dotted "
             "line joins those that were left earlier, after a shorter training.",
-            _listed(
-                f"{arm.arm}: {', '.join(f'{candidate.learning_rate:g}' for candidate in curve)}."
-                for arm in arms
-                if (curve := curve_of(arm))
-            ),
+            _listed(f"{arm.arm}: {_tried(curve)}." for arm in arms if (curve := curve_of(arm))),
             lambda canvas: tuning_chart(arms, canvas),
         ),
         Chart(
@@ -123,6 +119,10 @@ def _forgotten(retention: Retention) -> str:
     if retention.bits_per_byte_delta is not None:
         said.append(f"{retention.bits_per_byte_delta:+.3f} bits a byte on general text")
     return ", ".join(said) or "retention unknown"
+
+
+def _tried(curve: Sequence[TuningCandidate]) -> str:
+    return ", ".join(f"{rate_of(candidate):g}{' (chosen)' if candidate.chosen else ''}" for candidate in curve)
 
 
 def _shares(arm: ArmResult) -> str:

@@ -7,9 +7,10 @@ from finetrap.results import ArmResult, TuningCandidate
 
 
 def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
-    """Learning rate against validation loss and accuracy, a line an arm; None where none was tuned.
+    """Learning rate against validation loss and accuracy, a line an arm; None where no learning rate was tuned.
 
-    Each candidate stands at the highest rung that it reached; rungs are joined apart, for their losses do not compare.
+    Each rate stands at the highest rung that it reached. Only those of one rung are joined: a longer training has
+    another loss.
     """
     tuned = [(arm, curve) for arm in arms if (curve := curve_of(arm))]
     if not tuned:
@@ -17,25 +18,16 @@ def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     figure, axes = figure_of(7, canvas, 2)
     for colour, (arm, curve) in zip(LINES * 3, tuned, strict=False):
         line = PALETTE[colour].light
-        for axis, name in zip(axes, ("validation_loss", "validation_accuracy"), strict=True):
-            scale = 100 if name == "validation_accuracy" else 1
-            for rung in sorted({candidate.rung for candidate in curve}):
-                points = [
-                    (candidate.learning_rate, scale * value)
-                    for candidate in curve
-                    if candidate.rung == rung and (value := getattr(candidate, name)) is not None
-                ]
-                last = rung == max(candidate.rung for candidate in curve)
-                if points:
-                    style = "o-" if last else "o:"
-                    axis.plot(*zip(*points, strict=True), style, color=line, alpha=1 if last else 0.6, markersize=5)
-            for candidate in curve:
-                value = getattr(candidate, name)
-                if candidate.chosen and value is not None:
-                    x, y = candidate.learning_rate, scale * value
-                    axis.plot(x, y, "o", color=line, markersize=8)
-                    axis.plot(x, y, "o", color=REFERENCE, markersize=13, fillstyle="none")
         axes[0].plot([], [], "o-", color=line, label=arm.arm)
+        for axis, value_of in zip(axes, (_loss, _accuracy), strict=True):
+            for rung in sorted({candidate.rung for candidate in curve}):
+                measured = [(rate_of(c), y) for c in curve if c.rung == rung and (y := value_of(c)) is not None]
+                style, size = ("o-", 6) if rung == max(c.rung for c in curve) else ("o:", 4)
+                axis.plot([x for x, _ in measured], [y for _, y in measured], style, color=line, markersize=size)
+            for candidate in curve:
+                y = value_of(candidate)
+                if candidate.chosen and y is not None:
+                    axis.plot(rate_of(candidate), y, "o", color=REFERENCE, markersize=13, fillstyle="none")
     for axis, name in zip(axes, ("validation loss, nats a token", "validation accuracy, %"), strict=True):
         axis.set_xscale("log")
         axis.set_xlabel("learning rate")
@@ -46,9 +38,23 @@ def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
 
 
 def curve_of(arm: ArmResult) -> list[TuningCandidate]:
-    """The candidates that have a learning rate, each at its highest rung, by learning rate."""
-    highest: dict[float, TuningCandidate] = {}
-    for candidate in sorted(arm.tuning, key=lambda candidate: (candidate.rung, candidate.chosen)):
-        if candidate.learning_rate is not None:
-            highest[candidate.learning_rate] = candidate
-    return [highest[rate] for rate in sorted(highest)]
+    """The learning rates that were tried, in order, each at the highest rung that it reached."""
+    highest = {
+        candidate.value: candidate
+        for candidate in sorted(arm.tuning, key=lambda candidate: candidate.rung)
+        if candidate.setting == "learning_rate"
+    }
+    return sorted(highest.values(), key=rate_of)
+
+
+def rate_of(candidate: TuningCandidate) -> float:
+    """The learning rate of a candidate that has one."""
+    return float(candidate.value)
+
+
+def _loss(candidate: TuningCandidate) -> float | None:
+    return candidate.validation_loss
+
+
+def _accuracy(candidate: TuningCandidate) -> float | None:
+    return None if candidate.accuracy is None else 100 * candidate.accuracy
