@@ -1,8 +1,7 @@
-"""What every chart is drawn on and with: sizes, colours, axes, and labels that keep out of each other's way."""
+"""What every chart is drawn on and with: sizes, colours, axes."""
 
 from collections.abc import Sequence
 from io import StringIO
-from itertools import product
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,54 +114,3 @@ def label_rows(axis: "Axes", arms: Sequence[ArmResult]) -> None:
     """An arm a row, the first on top."""
     axis.set_yticks(range(len(arms)), [arm.arm for arm in arms])
     axis.set_ylim(len(arms) - 0.4, -0.6)
-
-
-class Point(NamedTuple):
-    """A place in an axis's data, and what is written beside it."""
-
-    x: float
-    y: float
-    text: str
-
-
-def label_points(axis: "Axes", points: Sequence[Point], canvas: Canvas) -> None:
-    """Write each point's name beside it, where it covers no point and no other name, if there is such a place."""
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
-    scale = 72 / figure.dpi
-    frame = (axis.bbox.x0 * scale, axis.bbox.y0 * scale, axis.bbox.x1 * scale, axis.bbox.y1 * scale)
-    places = [scale * axis.transData.transform((point.x, point.y)) for point in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    height = 1.15 * canvas.font
-    # Nearest first; above before below, and the right before the left.
-    offsets = sorted(product((1, -1), range(-5, 5)), key=lambda o: (abs(o[1] + 0.4), -o[1], -o[0]))
-    for point, (x, y) in zip(points, places, strict=True):
-        width = 0.6 * canvas.font * len(point.text)
-
-        def box(offset: tuple[int, int]) -> tuple[float, float, float, float]:
-            side, step = offset
-            left = x + 7 if side > 0 else x - 7 - width  # noqa: B023 - called in the same turn of the loop
-            low = y + 2 + step * height  # noqa: B023
-            return left, low, left + width, low + height  # noqa: B023
-
-        fits = [o for o in offsets if _inside(box(o), frame) and not any(_overlap(box(o), other) for other in taken)]
-        side, step = fits[0] if fits else (1, 0)
-        taken.append(box((side, step)))
-        note = axis.annotate(
-            point.text,
-            (point.x, point.y),
-            (7 * side, 2 + step * height),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="bottom",
-        )
-        note.set_in_layout(False)
-
-
-def _inside(box: tuple[float, float, float, float], frame: tuple[float, float, float, float]) -> bool:
-    return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, Point, colour_of, figure_of, label_points, svg, wrapped
+from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, svg, wrapped
+from finetrap.charts.labels import Point, label_points
 from finetrap.recommend import cost_to_own
 from finetrap.results import ArmResult
 

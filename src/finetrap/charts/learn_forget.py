@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, Point, colour_of, figure_of, label_points, svg, wrapped
+from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, svg, wrapped
+from finetrap.charts.labels import Point, label_points
 from finetrap.results import ArmResult, Retention
 from finetrap.words import estimand
 
