@@ -106,8 +106,10 @@ class ArmCost(Record):
     train_tokens: int
     """Prompt and completion tokens that training read."""
     train_seconds: float
-    tune_seconds: None = None
-    """Not computed in this version: nothing is tuned."""
+    tune_seconds: float | None = None
+    """Of all tuning candidates of the arm, training and validation; null where it was not tuned."""
+    tune_tokens: int | None = None
+    """Prompt and completion tokens that their training read."""
     eval_seconds: float
     """Of the target's test items."""
     tokens_per_second: float | None
@@ -120,6 +122,30 @@ class ArmCost(Record):
     """Shots included."""
     output_tokens_per_query: float
     """For multiple choice the tokens of all choices, which are scored and not generated."""
+
+
+class TuningCandidate(Record):
+    """A value of the tuned setting that was tried, and what it came to on validation items."""
+
+    rung: int
+    """Of the search, from 0; each is a training of its own from the untouched model."""
+    setting: str
+    value: str | int | float
+    train_rows: int | None
+    """Training examples that it read; null where the arm prompts."""
+    n: int
+    """Validation items."""
+    accuracy: float | None
+    """On them; null where the candidate failed."""
+    validation_loss: float | None
+    """On them, in nats a completion token."""
+    seconds: float
+    """Of its training and validation."""
+    tokens: int
+    """Prompt and completion tokens that its training read."""
+    diverged: bool = False
+    chosen: bool = False
+    """Whether it decided the arm's setting: the best of the last rung."""
 
 
 class ArmResult(Record):
@@ -171,6 +197,8 @@ class ArmResult(Record):
     """Scored at their best validation checkpoint."""
     shots: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """By seed: ids of the solved examples in the prompt."""
+    tuning: tuple[TuningCandidate, ...] = ()
+    """What was tried to choose its setting, in order; empty where it was not tuned."""
 
 
 class Comparison(Record):
@@ -318,6 +346,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         value = {**dict.fromkeys(get_args(Outcome), 0), **value}
     if isinstance(value, list) and "ci95" in name:
         value = dict(zip(("low", "high"), value, strict=True))
+    if name == "tuning":
+        return  # a table of its own
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = {record["task"]: record for record in value}
     if isinstance(value, dict):
