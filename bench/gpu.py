@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -227,17 +228,18 @@ class Table:
     """The rows, written as they come."""
 
     def __init__(self, path: Path) -> None:
-        from measure import machine, now, versions
+        from measure import PACKAGES, machine, now
 
         self.path = path
         installed = {}
-        with suppress(Exception):
-            installed = versions()
+        for name in PACKAGES:
+            with suppress(PackageNotFoundError):
+                installed[name] = version(name)
         device = torch.cuda.get_device_name()
         self.file: dict[str, Any] = {
             "date": now(),
             "machine": f"{device}; {machine()}",
-            "versions": {"torch": torch.__version__, **installed},
+            "versions": installed,
             "peak_flops": PEAK,
             "measured_flops": product_rate(),
             "rows": [],
