@@ -1,6 +1,7 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
-from finetrap.records import Input
+from finetrap.records import TUNING_SEED, Input
 from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ REFERENCE_ARMS = ("constant", "zero_shot")
 """In every study: what the others are compared with."""
 
 Keep = Literal["none", "best", "all"]
+Tune = Literal["none", "quick", "standard", "thorough"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -102,6 +104,8 @@ class Study(Input):
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
+    tune: Tune = "none"
+    """How far each arm is tuned that does not give its learning rate, shots or template: all such arms alike."""
     epochs: int | None = Field(default=None, ge=1)
     """Likewise: passes over the training examples."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -187,6 +191,8 @@ class Study(Input):
         )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
+        if TUNING_SEED in self.seeds:
+            raise StudyError(f"seed {TUNING_SEED} is that of tuning; write another.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
         self.check_targets(read=False)
@@ -252,9 +258,12 @@ class Study(Input):
         arms = []
         for text in self.arms:
             arm = parse_arm(text)
+            if self.tune == "none" or (arm.tunes or "") in shared:
+                arm = replace(arm, tunes=None)
             if is_trained(arm.method):
                 given = {pair.partition("=")[0].strip() for pair in text.partition(":")[2].split(",")}
-                arm = Arm(arm.name, arm.method, {**arm.settings, **{k: v for k, v in shared.items() if k not in given}})
+                filled = {key: value for key, value in shared.items() if key not in given}
+                arm = replace(arm, settings={**arm.settings, **filled})
             arms.append(arm)
         return tuple(arms)
 

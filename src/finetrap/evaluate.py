@@ -50,6 +50,20 @@ def evaluate(
     return _generations(loaded, encoder, examples, asked, progress)
 
 
+def reference_loss(loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked) -> float:
+    """Mean nats a token of the references, the end of the turn included, as training measures them; with any shots."""
+    encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
+    prompts = [encoder.prompt(example, asked.shots) for example in examples]
+    completions = [
+        [*encoder.completion(prompt, example.reference), encoder.end_of_turn]
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    shared = common_prefix([prompt.ids for prompt in prompts]) if asked.shots else 0
+    items = [ChoiceItem(p.ids[shared:], [tokens]) for p, tokens in zip(prompts, completions, strict=True)]
+    scored = choice_loglikelihoods(loaded.model, items, prefix=prompts[0].ids[:shared])
+    return -sum(value for (value,) in scored) / sum(map(len, completions))
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -119,6 +119,7 @@ def train(
     training: Training,
     seed: int,
     keep_float32: bool,
+    keep_best: bool = False,
     scratch: Path | None = None,
     progress: Callable[[TrainingLogEntry, int], None] = lambda entry, steps: None,
 ) -> Trained:
@@ -128,6 +129,7 @@ def train(
     optimiser step. The rate rises linearly over the warmup and falls linearly to zero. Data order is decided by
     `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
 
+    `keep_best`: end with the weights of the best validation loss in any case.
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
@@ -190,12 +192,13 @@ def train(
             )
             log.append(entry)
             progress(entry, steps)
-        if outcome == "diverged":
+        last = steps
+        worse = validated is not None and best.loss is not None and best.loss < validated
+        if outcome == "diverged" or (keep_best and worse and best.step > 0):
             best.restore()
-            validated = best.loss
+            last, validated = best.step, best.loss
     masters.finish(keep_float32=keep_float32)
     model.eval()
-    last = best.step if outcome == "diverged" else steps
     return Trained(outcome, last, steps, before, validated, tokens, log)
 
 
