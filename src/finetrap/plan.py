@@ -152,8 +152,8 @@ def _evaluations(study: Study, source: Source, items: TaskItems, method: Method,
     evaluations += [asked(name, "out_of_distribution", shots) for name in others]
     if not (method.trivial or method.shots or method.instruction):
         general = [name for name in study.retention if not items.task.is_near(name)]
-        can_answer = [name for name in general if source.record.chat or not study.task(name).chat_only]
-        evaluations += [asked(name, "retention") for name in can_answer]
+        chat = source.record.chat
+        evaluations += [asked(name, "retention") for name in general if chat or not study.task(name).chat_only]
     return tuple(evaluations)
 
 
