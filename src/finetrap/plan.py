@@ -12,6 +12,7 @@ from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
+from finetrap.replay import mixed_in
 from finetrap.store import Store
 from finetrap.task import Example, Task
 
@@ -73,18 +74,45 @@ def plan(study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], *
     planned = []
     for source in sources:
         for items in tasks.values():
-            for arm in study.parsed_arms():
-                method = build(arm.method, arm.settings)
-                random = method.training is not None or method.shots > 0
-                for seed in study.seeds if random else (0,):
-                    planned.append(_planned(study, source, items, arm, method, seed, dtype))
+            planned += plan_arms(study, source, items, study.parsed_arms(), dtype=dtype)
+    return planned
+
+
+def plan_arms(
+    study: Study,
+    source: Source,
+    items: TaskItems,
+    arms: Sequence[Arm],
+    *,
+    dtype: str,
+    parents: Sequence[Planned] = (),
+) -> list[Planned]:
+    """The trials of some arms on a model and task; what goes on from another arm comes after it.
+
+    `parents` are trials of arms that are planned already.
+    """
+    planned: list[Planned] = []
+    for arm in sorted(arms, key=lambda arm: build(arm.method, arm.settings).of is not None):
+        method = build(arm.method, arm.settings)
+        of = {p.trial.seed: p.trial for p in (*parents, *planned) if p.trial.arm == method.of}
+        random = method.training is not None or method.shots > 0
+        for seed in of or (study.seeds if random else (0,)):
+            planned.append(_planned(study, source, items, arm, method, seed, dtype, of.get(seed)))
     return planned
 
 
 def _planned(
-    study: Study, source: Source, items: TaskItems, arm: Arm, method: Method, seed: int, dtype: str
+    study: Study,
+    source: Source,
+    items: TaskItems,
+    arm: Arm,
+    method: Method,
+    seed: int,
+    dtype: str,
+    parent: Trial | None,
 ) -> Planned:
     splits = items.splits
+    replayed = replayed_texts(study, items, method, seed)
     reads_train = method.training is not None or method.shots > 0
     train = splits.carved if method.trivial else splits.train if reads_train else ()
     trial = Trial(
@@ -100,6 +128,8 @@ def _planned(
         validation_items=items_digest(splits.validation if method.training is not None else ()),
         checkpoint=_checkpoint_digest(method),
         plugin=plugin.digest if (plugin := method_registry.plugin_of(arm.method)) else None,
+        parent=parent.training_key if parent is not None else None,
+        replayed=digest(replayed) if replayed else None,
     )
     shots = draw_shots(items.splits, method.shots, seed)
     evaluations = [_evaluation(study, source, study.task(items.task.name), "target", shots)]
@@ -126,6 +156,18 @@ def _evaluation(study: Study, source: Source, task: Task, purpose: Purpose, shot
         shots=tuple(shot.id for shot in shots),
         max_new_tokens=task.max_new_tokens,
     )
+
+
+def replayed_texts(study: Study, items: TaskItems, method: Method, seed: int) -> tuple[str, ...]:
+    """The general texts that a method mixes into its training rows; none that the study tests on."""
+    if method.training is None or not method.training.replay:
+        return ()
+    purposes: list[tuple[Purpose, str]] = [
+        *(("target", name) for name in (items.task.name, *study.out_of_distribution)),
+        *(("retention", name) for name in study.retention),
+    ]
+    tested = [e for purpose, name in purposes for e in test_items(study, study.task(name), purpose).examples]
+    return mixed_in(len(items.splits.train), method.training.replay, seed=seed, tested=tested)
 
 
 def _checkpoint_digest(method: Method) -> str | None:
@@ -167,7 +209,7 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     tokens = 0.0
     disk = 0
     if method.training is not None and store.artifact(trial) is None:
-        passes = 3 * method.training.epochs
+        passes = 3 * method.training.epochs / (1 - method.training.replay)
         tokens += passes * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
         disk = trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4) // (10 if method.adapter else 1)
     for evaluation in todo:

@@ -110,14 +110,24 @@ class Trial(Record):
     """Digest of the user's checkpoint, where the method is one."""
     plugin: str | None = None
     """Digest of the plugin that defines the method, where one does."""
+    parent: str | None = None
+    """Training key of the trial whose weights it goes on from, where it does."""
+    replayed: str | None = None
+    """Digest of the general text that is mixed into training, where some is."""
     protocol: int = PROTOCOL
 
     @property
     def training_key(self) -> str:
         """Names the artifact. The arm's name is not part of it, nor is where the files lie."""
-        decides = self.model_dump(exclude={"arm", "model", *(() if self.plugin else ("plugin",))})
+        # Only where there are any: what was recorded before there were keeps its key.
+        absent = {name for name in ("plugin", "parent", "replayed") if getattr(self, name) is None}
+        decides = self.model_dump(exclude={"arm", "model", *absent})
         if self.method == "checkpoint":
             decides["settings"] = {}
+        if self.parent:
+            decides["settings"].pop("of")
+        if not decides["settings"].get("replay"):
+            decides["settings"].pop("replay", None)
         return digest({**decides, "model": self.model.fingerprint, "chat": self.model.chat})
 
     @property
@@ -311,6 +321,8 @@ class Planned(Record):
 
     trial: Trial
     evaluations: tuple[Evaluation, ...]
+    rescue_of: str | None = None
+    """The arm whose harm it is to remove: added by the study itself, after the first verdicts."""
 
 
 class Plan(Record):

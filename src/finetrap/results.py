@@ -135,6 +135,8 @@ class ArmResult(Record):
     task: str
     hyperparameters: dict[str, str | int | float]
     """All settings of the method, defaults included."""
+    rescue_of: str | None = None
+    """The arm whose harm it was to remove: added after the first verdicts, in a family of its own, exploratory."""
     seeds: tuple[int, ...]
     """Those that are done."""
     n_test: int
@@ -192,6 +194,20 @@ class Comparison(Record):
     """Of a against b, by the uncorrected p at 5%."""
 
 
+class Rescue(Record):
+    """What came of an arm that was to remove another one's harm; exploratory."""
+
+    arm: str
+    of: str
+    """The arm that did harm."""
+    way: Literal["half", "lower", "replay"]
+    """Half-way back to the untouched model, a lower learning rate, or general text mixed in."""
+    removes: bool | None
+    """True: the harm that was shown is ruled out; false: harm is shown again; null: undecided."""
+    sentence: str
+    """The same with numbers, for a person."""
+
+
 class Recommendation(Record):
     """What to do with a model on a task."""
 
@@ -211,6 +227,8 @@ class Recommendation(Record):
     """The arm with the highest accuracy that was not dropped."""
     dropped: dict[str, str] = Field(default_factory=dict)
     """Arm to the reason why it is out."""
+    rescues: tuple[Rescue, ...] = ()
+    """Of the arms that did harm, where the study was to rescue them."""
 
     @property
     def undecided(self) -> bool:

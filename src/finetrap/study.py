@@ -20,11 +20,13 @@ from finetrap.plan import (
     measured_flops,
     missing,
     plan,
+    plan_arms,
     task_record,
     test_items,
 )
 from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Plan, Planned
+from finetrap.rescue import rescue_arms
 from finetrap.results import Results
 from finetrap.store import Store, disk_errors, is_disk_error
 
@@ -129,20 +131,47 @@ def run(
     from finetrap.quiet import quiet_libraries
 
     with store.open(study), quiet_libraries():
-        store.save_plan(prepared.plan)
         _save_items(study, prepared)
-        todo = [
-            planned
-            for planned in prepared.plan.planned
-            if missing(planned, store) and (retry_failed or store.failure(planned.trial) is None)
-        ]
-        reporter.say(_announcement(prepared, len(todo)))
-        with reporter.trials(len(todo)):
-            for source in prepared.sources:
-                _run_model(study, prepared, source, [p for p in todo if p.trial.model == source.record], reporter)
+        _run_missing(study, prepared, reporter, retry_failed=retry_failed)
+        if study.rescue and (rescues := _rescues(study, prepared)):
+            prepared = prepared._replace(
+                plan=prepared.plan.model_copy(update={"planned": (*prepared.plan.planned, *rescues)})
+            )
+            _check_resources(study, prepared)
+            _run_missing(study, prepared, reporter, retry_failed=retry_failed)
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
+
+
+def _run_missing(study: Study, prepared: Prepared, reporter: Reporter, *, retry_failed: bool) -> None:
+    """Run what of a plan is not done, weights that have gone and are gone on from included."""
+    store, every = prepared.store, prepared.plan.planned
+    store.save_plan(prepared.plan)
+    gone_on_from = {p.trial.parent for p in every if p.trial.parent and missing(p, store)}
+    for trial in (p.trial for p in every if p.trial.training_key in gone_on_from):
+        if is_trained(trial.method) and store.training(trial) is not None and store.artifact(trial) is None:
+            # Its scores are to be of the same weights as those that go on from it.
+            store.forget_evaluations(trial)
+    todo = [p for p in every if missing(p, store) and (retry_failed or store.failure(p.trial) is None)]
+    reporter.say(_announcement(prepared, len(todo)))
+    with reporter.trials(len(todo)):
+        for source in prepared.sources:
+            _run_model(study, prepared, source, [p for p in todo if p.trial.model == source.record], reporter)
+
+
+def _rescues(study: Study, prepared: Prepared) -> list[Planned]:
+    """The second stage: trials of the arms that may remove what harm the first stage shows."""
+    results = build_results(study, prepared.plan, prepared.store)
+    planned = []
+    for source in prepared.sources:
+        for name, items in prepared.tasks.items():
+            first = [p for p in prepared.plan.planned if p.trial.model == source.record and p.trial.task == name]
+            group = [arm for arm in results.arms if (arm.model, arm.task) == (source.record.label, name)]
+            for of, arms in rescue_arms(group, first).items():
+                trials = plan_arms(study, source, items, arms, dtype=prepared.dtype, parents=first)
+                planned += [p.model_copy(update={"rescue_of": of}) for p in trials]
+    return planned
 
 
 def _save_items(study: Study, prepared: Prepared) -> None:
@@ -256,14 +285,18 @@ def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) 
         (r.model, r.task, arm) for r in results.recommendations for arm in (r.method, r.leader if r.undecided else None)
     }
     kept = {
-        store.trial_folder(p.trial)
+        key
         for p in resolved.planned
         if (p.trial.model.label, p.trial.task, p.trial.arm) in recommended
+        for key in (p.trial.training_key, p.trial.parent)
     }
+    waited_for = {p.trial.parent for p in resolved.planned if missing(p, store)}
     for planned in resolved.planned:
         trial = planned.trial
         if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
             continue
+        if trial.training_key in waited_for:
+            continue
         adapter = build(trial.method, trial.settings).adapter
-        if study.keep == "none" or not (adapter or store.trial_folder(trial) in kept):
+        if study.keep == "none" or not (adapter or trial.training_key in kept):
             store.drop_weights(trial)
