@@ -65,7 +65,7 @@ def rescues_of(arms: Sequence[ArmResult], *, margin: float) -> tuple[Rescue, ...
             rescued = by_name[arm.rescue_of]
             way = _way(arm, rescued)
             sentence = f"'{arm.arm}' ({_said_of(way, arm, rescued)}) {_SAID[removes]} '{rescued.arm}': {_now(arm)}."
-            found.append(Rescue(arm=arm.arm, of=rescued.arm, way=way, removes=removes, sentence=sentence))
+            found.append(Rescue(arm=arm.arm, of=rescued.arm, removes=removes, sentence=sentence))
     return tuple(found)
 
 
@@ -121,11 +121,11 @@ def _now(arm: ArmResult) -> str:
 
 def conclusions(rescues: Sequence[Rescue], arms: Sequence[ArmResult]) -> list[str]:
     """A sentence for each arm that was to be rescued: whether its method did the harm, or its rate."""
-    method_of = {arm.arm: arm.method for arm in arms}
+    by_name = {arm.arm: arm for arm in arms}
     lines = []
     for of in dict.fromkeys(rescue.of for rescue in rescues):
         tried = [rescue for rescue in rescues if rescue.of == of]
-        lower = next((rescue.removes for rescue in tried if rescue.way == "lower"), None)
+        lower = next((rescue.removes for rescue in tried if _way(by_name[rescue.arm], by_name[of]) == "lower"), None)
         remove = [rescue.arm for rescue in tried if rescue.removes]
         if lower:
             why = "the learning rate did the harm, not the method"
@@ -134,5 +134,7 @@ def conclusions(rescues: Sequence[Rescue], arms: Sequence[ArmResult]) -> list[st
         else:
             why = "whether its rate or its method did the harm is undecided"
         removed = f"removed by {' and '.join(map(repr, remove))}" if remove else "that no rescue is shown to remove"
-        lines.append(f"The harm of '{of}' is {removed}: {why} ({method_of[of]}). Exploratory: tried after looking.")
+        lines.append(
+            f"The harm of '{of}' is {removed}: {why} ({by_name[of].method}). Exploratory: tried after looking."
+        )
     return lines

@@ -200,8 +200,6 @@ class Rescue(Record):
     arm: str
     of: str
     """The arm that did harm."""
-    way: Literal["half", "lower", "replay"]
-    """Half-way back to the untouched model, a lower learning rate, or general text mixed in."""
     removes: bool | None
     """True: the harm that was shown is ruled out; false: harm is shown again; null: undecided."""
     sentence: str
