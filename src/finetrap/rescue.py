@@ -133,8 +133,6 @@ def conclusions(rescues: Sequence[Rescue], arms: Sequence[ArmResult]) -> list[st
             why = "a lower learning rate does harm too"
         else:
             why = "whether its rate or its method did the harm is undecided"
-        removed = f"removed by {' and '.join(map(repr, remove))}" if remove else "that no rescue is shown to remove"
-        lines.append(
-            f"The harm of '{of}' is {removed}: {why} ({by_name[of].method}). Exploratory: tried after looking."
-        )
+        who = f"{' and '.join(map(repr, remove))} removes" if remove else "No rescue is shown to remove"
+        lines.append(f"{who} the harm of '{of}' ({by_name[of].method}): {why}. Exploratory: tried after looking.")
     return lines
