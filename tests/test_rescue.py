@@ -18,9 +18,9 @@ from finetrap.config import Study
 from finetrap.duplicates import normalise, sample
 from finetrap.errors import StudyError
 from finetrap.method import build, complete_settings
-from finetrap.plan import load_tasks, replayed_texts
+from finetrap.plan import load_tasks
 from finetrap.records import ModelRecord, Trial
-from finetrap.replay import general_texts, mixed_in
+from finetrap.replay import general_texts, mixed_in, untested
 from finetrap.rescue import conclusions, rescue_arms, rescues_of
 from finetrap.results import ArmResult, Results, Verdict
 from finetrap.store import Store
@@ -33,7 +33,7 @@ WORDS = ("red", "green", "blue", "grey", "pink", "black", "white", "brown")
 def _colours(split: Split) -> tuple[Example, ...]:
     pairs = [(a, b) for a in WORDS for b in WORDS if a != b]
     chosen = pairs[:36] if split == "train" else pairs[36:]
-    return tuple(Example(f"{split}-{a}-{b}", f"Not {a} but {b}: ", "", "0", (b, a)) for a, b in chosen)
+    return tuple(Example(f"{split}-{a}-{b}", f"Not {a} but {b}:", "", "0", (b, a)) for a, b in chosen)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -134,9 +134,9 @@ def test_half_way_answers_as_the_average_of_the_two_models_files(
         tuned = AutoModelForCausalLM.from_pretrained(artifact)
     tuned.load_state_dict({k: (v + tuned.state_dict()[k]) / 2 for k, v in base.state_dict().items()})
     (example, *_) = sample(_colours("test"), None)
-    prompt = tiny_tokenizer(example.question.rstrip())["input_ids"]
+    prompt = tiny_tokenizer(example.question)["input_ids"]
     for choice, value in zip(example.choices, loglikelihoods(between, f"{of}1")[0], strict=True):
-        ids = tiny_tokenizer(f"{example.question.rstrip()} {choice}")["input_ids"]
+        ids = tiny_tokenizer(f"{example.question} {choice}")["input_ids"]
         with torch.no_grad():
             logs = tuned(input_ids=torch.tensor([ids])).logits.log_softmax(dim=-1)[0]
         by_hand = sum(float(logs[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
@@ -244,22 +244,22 @@ def test_trials_from_before_replay_keep_their_keys() -> None:
 
 @pytest.mark.parametrize(("rows", "share", "texts"), [(90, 0.1, 10), (34, 0.5, 34), (9, 0.0, 0), (3000, 0.5, 3000)])
 def test_general_text_is_its_share_of_all_rows(rows: int, share: float, texts: int) -> None:
-    mixed = mixed_in(rows, share, seed=0, tested=())
+    mixed = mixed_in(general_texts(), rows, share, seed=0)
     assert len(mixed) == texts
     counts = Counter(mixed)
     assert not counts or max(counts.values()) - min(counts.values()) <= (0 if texts % 1000 == 0 else 1)
 
 
 def test_a_seed_draws_the_same_texts_again_and_another_one_others() -> None:
-    assert mixed_in(90, 0.1, seed=1, tested=()) == mixed_in(90, 0.1, seed=1, tested=())
-    assert set(mixed_in(90, 0.1, seed=1, tested=())) != set(mixed_in(90, 0.1, seed=2, tested=()))
+    assert mixed_in(general_texts(), 90, 0.1, seed=1) == mixed_in(general_texts(), 90, 0.1, seed=1)
+    assert set(mixed_in(general_texts(), 90, 0.1, seed=1)) != set(mixed_in(general_texts(), 90, 0.1, seed=2))
 
 
 def test_a_text_that_is_tested_is_never_trained_on() -> None:
     tested = [
         Example(str(i), f"Passage: {text.upper()}\nQuestion?", "") for i, text in enumerate(general_texts()[:900])
     ]
-    assert set(mixed_in(150, 0.5, seed=0, tested=tested)) <= set(general_texts()[900:])
+    assert untested(tested) == general_texts()[900:]
 
 
 def test_no_text_shares_eight_words_with_what_the_package_tests_on() -> None:
@@ -280,7 +280,7 @@ def test_general_text_is_read_in_training(
     results = with_text.run(tmp_path / "out")
     tokens = {arm.arm: arm.cost.train_tokens for arm in results.arms}
     items = load_tasks(with_text)["colours"]
-    texts = replayed_texts(with_text, items, build("full", complete_settings("full", {"replay": 0.2})), 0)
+    texts = items.replayed(build("full", complete_settings("full", {"replay": 0.2})), 0)
     assert len(texts) == round(len(items.splits.train) / 4)
     # Each after the token that begins a text.
     assert tokens["mixed"] - tokens["full"] == sum(1 + len(tiny_tokenizer(text)["input_ids"]) for text in texts)
@@ -304,7 +304,7 @@ class Rescued(NamedTuple):
 @pytest.fixture(scope="module")
 def rescued(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Rescued:
     folder = tmp_path_factory.mktemp("rescued") / "out"
-    careless = {"arms": ["careless=full:learning_rate=3e-2"]}
+    careless = {"arms": ["careless=full:learning_rate=3e-2"], "keep": "all"}
     before = study(reader, **careless).run(folder)
     rescuing = study(reader, **careless, rescue=True)
     return Rescued(rescuing, folder, before, rescuing.run(folder))

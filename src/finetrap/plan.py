@@ -12,7 +12,7 @@ from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
-from finetrap.replay import mixed_in
+from finetrap.replay import mixed_in, untested
 from finetrap.store import Store
 from finetrap.task import Example, Task
 
@@ -22,6 +22,13 @@ class TaskItems(NamedTuple):
 
     task: Task
     splits: Splits
+    general: tuple[str, ...] = ()
+    """General texts that may be mixed into training; none that the study tests on."""
+
+    def replayed(self, method: Method, seed: int) -> tuple[str, ...]:
+        """The general texts that a method mixes into its training rows."""
+        share = method.training.replay if method.training is not None else 0.0
+        return mixed_in(self.general, len(self.splits.train), share, seed=seed)
 
 
 def load_tasks(study: Study) -> dict[str, TaskItems]:
@@ -38,9 +45,20 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
         name: TaskItems(
             sealed(study.task(name)),
             load_splits(study.task(name), limit_train=study.limit_train, limit_validation=validation),
+            _general(study, name),
         )
         for name in study.task_names
     }
+
+
+def _general(study: Study, target: str) -> tuple[str, ...]:
+    if not (study.rescue or any(arm.settings.get("replay") for arm in study.parsed_arms())):
+        return ()
+    purposes: list[tuple[Purpose, str]] = [
+        *(("target", name) for name in (target, *study.out_of_distribution)),
+        *(("retention", name) for name in study.retention),
+    ]
+    return untested(e for purpose, name in purposes for e in test_items(study, study.task(name), purpose).examples)
 
 
 def task_record(study: Study, items: TaskItems) -> TaskRecord:
@@ -112,7 +130,7 @@ def _planned(
     parent: Trial | None,
 ) -> Planned:
     splits = items.splits
-    replayed = replayed_texts(study, items, method, seed)
+    replayed = items.replayed(method, seed)
     reads_train = method.training is not None or method.shots > 0
     train = splits.carved if method.trivial else splits.train if reads_train else ()
     trial = Trial(
@@ -156,18 +174,6 @@ def _evaluation(study: Study, source: Source, task: Task, purpose: Purpose, shot
         shots=tuple(shot.id for shot in shots),
         max_new_tokens=task.max_new_tokens,
     )
-
-
-def replayed_texts(study: Study, items: TaskItems, method: Method, seed: int) -> tuple[str, ...]:
-    """The general texts that a method mixes into its training rows; none that the study tests on."""
-    if method.training is None or not method.training.replay:
-        return ()
-    purposes: list[tuple[Purpose, str]] = [
-        *(("target", name) for name in (items.task.name, *study.out_of_distribution)),
-        *(("retention", name) for name in study.retention),
-    ]
-    tested = [e for purpose, name in purposes for e in test_items(study, study.task(name), purpose).examples]
-    return mixed_in(len(items.splits.train), method.training.replay, seed=seed, tested=tested)
 
 
 def _checkpoint_digest(method: Method) -> str | None:

@@ -5,7 +5,7 @@ Experience replay (Rolnick et al. 2019, arXiv:1811.11682); with text like that o
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from finetrap.duplicates import normalise
@@ -18,16 +18,20 @@ def general_texts() -> tuple[str, ...]:
     return tuple(row["text"] for row in packaged_rows("general_text", "train"))
 
 
-def mixed_in(rows: int, share: float, *, seed: int, tested: Iterable[Example]) -> tuple[str, ...]:
-    """The texts beside `rows` training rows, so many that they are `share` of all; 0 <= share < 1.
-
-    Drawn by `seed`, each as often as any other. A text that stands in an example that is `tested` is left out.
-    """
+def untested(tested: Iterable[Example]) -> tuple[str, ...]:
+    """Those of them that stand in no example that is `tested`."""
     asked = "\0".join(normalise(part) for e in tested for part in (e.question, *e.choices))
-    texts = [text for text in general_texts() if normalise(text) not in asked] if share else []
+    return tuple(text for text in general_texts() if normalise(text) not in asked)
+
+
+def mixed_in(texts: Sequence[str], rows: int, share: float, *, seed: int) -> tuple[str, ...]:
+    """So many of `texts` that they are `share` of all beside `rows` training rows; 0 <= share < 1.
+
+    Drawn by `seed`, each as often as any other; where there are too few they come again.
+    """
     wanted = round(rows * share / (1 - share))
-    drawn: list[str] = []
     generator = random.Random(seed)
+    drawn: list[str] = []
     while texts and len(drawn) < wanted:
         drawn += generator.sample(texts, min(len(texts), wanted - len(drawn)))
     return tuple(drawn)

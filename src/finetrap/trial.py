@@ -17,7 +17,7 @@ from finetrap.evaluate import Asked, evaluate, most_common_answer
 from finetrap.loss import TrainingRow
 from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
-from finetrap.plan import TaskItems, missing, replayed_texts, test_items
+from finetrap.plan import TaskItems, missing, test_items
 from finetrap.progress import Reporter
 from finetrap.records import (
     Environment,
@@ -59,7 +59,7 @@ def run_trial(
     if method.training is not None and store.artifact(trial) is None:
         store.forget_evaluations(trial)
         todo = list(planned.evaluations)
-    model = _adapted(trial, method, loaded, study, items, store, reporter)
+    model = _adapted(trial, method, loaded, items, store, reporter)
     adapted = replace(loaded, model=model)
     for evaluation in todo:
         task = study.task(evaluation.task)
@@ -105,13 +105,7 @@ def _evaluate(
 
 
 def _adapted(
-    trial: Trial,
-    method: Method,
-    loaded: LoadedModel,
-    study: Study,
-    items: TaskItems,
-    store: Store,
-    reporter: Reporter,
+    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
 ) -> "PreTrainedModel":
     """The model to evaluate: untouched, the user's own, trained before or now, or between two of these."""
     if method.of is not None:
@@ -124,7 +118,7 @@ def _adapted(
     artifact = store.artifact(trial)
     if artifact is not None:
         return load_checkpoint(artifact, loaded)
-    return _train(trial, method, loaded, study, items, store, reporter)
+    return _train(trial, method, loaded, items, store, reporter)
 
 
 def _weights_of_parent(trial: Trial, store: Store) -> Path:
@@ -196,13 +190,7 @@ def _in(dtype: torch.dtype, model: M) -> M:
 
 
 def _train(
-    trial: Trial,
-    method: Method,
-    loaded: LoadedModel,
-    study: Study,
-    items: TaskItems,
-    store: Store,
-    reporter: Reporter,
+    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
 ) -> "PreTrainedModel":
     assert method.training is not None
     assert method.prepare is not None
@@ -212,7 +200,7 @@ def _train(
     validation, _ = _rows(encoder, items.splits.validation, limit)
     if not rows:
         raise StudyError(f"every training example of '{trial.task}' is longer than {limit} tokens.")
-    texts = replayed_texts(study, items, method, trial.seed)
+    texts = items.replayed(method, trial.seed)
     rows = [*rows, *(TrainingRow(encoder.text_row(text)[:limit], prompt_length=1) for text in texts)]
 
     model = loaded.copy()
