@@ -8,7 +8,7 @@ import numpy as np
 
 from finetrap import stats
 from finetrap.claims import cells_of, judge
-from finetrap.config import Study
+from finetrap.config import REFERENCE_ARMS, Study
 from finetrap.plan import missing
 from finetrap.recommend import recommend
 from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned, TaskRecord
@@ -41,6 +41,9 @@ class _Cell:
         self.task = task
         self.planned = [p for p in planned if store.evaluation(p.trial, _target(p)) is not None]
         self.trial = planned[0].trial
+        self.rescue_of = planned[0].rescue_of
+        trained = {p.trial.seed: store.parent(p.trial) or p.trial for p in self.planned}
+        self.trainings = {seed: record for seed, trial in trained.items() if (record := store.training(trial))}
         self.target = [store.rows(p.trial, _target(p)) for p in self.planned]
 
     @property
@@ -80,7 +83,10 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store, plan.tasks.get(task))).planned}
         if not done:
             continue
-        group = [with_tuning(arm, plan, store) for arm in _arm_results(study, done)]
+        group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None})
+        rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
+        group += [arm for arm in _arm_results(study, rescues) if arm.rescue_of is not None]
+        group = [with_tuning(arm, plan, store) for arm in group]
         scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
@@ -243,7 +249,7 @@ def _arm_result(
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
     counts = Counter(row.outcome for row in every if row.outcome is not None)
-    trainings = {p.trial.seed: r for p in cell.planned if (r := cell.store.training(p.trial)) is not None}
+    trainings = cell.trainings
     return ArmResult(
         arm=trial.arm,
         method=trial.method,
@@ -251,6 +257,7 @@ def _arm_result(
         params=trial.model.parameters,
         task=trial.task,
         hyperparameters=trial.settings,
+        rescue_of=cell.rescue_of,
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
@@ -283,7 +290,7 @@ def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
 
 def _cost(cell: _Cell) -> ArmCost:
     evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
-    trainings = [t for p in cell.planned if (t := cell.store.training(p.trial)) is not None]
+    trainings = list(cell.trainings.values())
     n = len(cell.first)
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),

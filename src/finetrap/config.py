@@ -130,6 +130,8 @@ class Study(Input):
     """Loss of retention (a fraction of accuracy) that would be accepted."""
     bits_per_byte_tolerance: float = Field(default=0.05, gt=0)
     """Loss on general text, in bits per byte, that would be accepted."""
+    rescue: bool = False
+    """Try again each trained arm that does harm: half-way back, at a lower rate, with general text mixed in."""
     dtype: DType = "auto"
     """auto: bfloat16 where the device computes in it, else float32."""
     device: str = "auto"
@@ -189,6 +191,7 @@ class Study(Input):
         check_claims(
             self.claims, arms=names, models=[shown_name(model.name) for model in self.models], tasks=self.task_names
         )
+        self._check_parents()
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
         if TUNING_SEED in self.seeds:
@@ -197,6 +200,16 @@ class Study(Input):
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
         self.check_targets(read=False)
         return self
+
+    def _check_parents(self) -> None:
+        arms = {arm.name: arm for arm in self.parsed_arms()}
+        with_weights = [arm.name for arm in arms.values() if is_trained(arm.method) or arm.method == "checkpoint"]
+        for arm in arms.values():
+            if arm.method == "interpolated" and arm.settings["of"] not in with_weights:
+                raise StudyError(
+                    f"arm '{arm.name}': of={arm.settings['of']} is no arm of the study that trains or is a checkpoint; "
+                    f"there is: {', '.join(with_weights) or 'none (add --arm full)'}."
+                )
 
     def _check_names(self) -> None:
         for kind, names in (("model", [model.name for model in self.models]), ("task", list(self.task_names))):

@@ -207,6 +207,12 @@ class Encoder:
         prompt = self.prompt(example)
         return [*prompt.ids, *self.completion(prompt, example.reference), self.end_of_turn], len(prompt.ids)
 
+    def text_row(self, text: str) -> "list[int]":
+        """Token ids of a general text, read as plain text after the token that begins one, or ends one."""
+        first = self.tokenizer.bos_token_id
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [_eos(self.tokenizer) if first is None else int(first), *ids]
+
     def _plain(self, example: Example) -> str:
         said = [f"{turn.role.capitalize()}: {turn.content}" for turn in example.turns]
         text = self.task.prompt(example.question)

@@ -37,6 +37,8 @@ class Training:
     """AdamW's decay (arXiv:1711.05101)."""
     clip: float = 1.0
     """The norm to which gradients are clipped."""
+    replay: float = 0.0
+    """Share of the training rows that are general text, to forget less of it (arXiv:1811.11682)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Method:
     """The arm that does not read the question."""
     checkpoint: Path | None = None
     """What the user already trained: a PEFT adapter or a whole model."""
+    of: str | None = None
+    """The arm between whose weights and the untouched ones it lies."""
+    weight: float = 1.0
+    """Where between: 0 is the untouched model, 1 that arm."""
 
 
 method = Registry("method", "finetrap.methods", Method)
@@ -77,8 +83,10 @@ Regret", Schulman and Thinking Machines 2025); this lies between, and tuning sea
 """
 _NEVER_ZERO = frozenset({"learning_rate", "clip"})
 """Settings with which nothing would be trained at zero."""
-_SHARES = frozenset({"warmup", "dropout"})
+_SHARES = frozenset({"warmup", "dropout", "replay"})
 """Settings that lie between 0 and 1."""
+_UP_TO_ONE = frozenset({"weight"})
+"""Settings that may be 1 as well."""
 
 
 def trains(
@@ -164,6 +172,8 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
             raise StudyError(f"{name}:{key}={value}: expected a number above 0.")
         if key in _SHARES and settings[key] >= 1:
             raise StudyError(f"{name}:{key}={value}: expected a number from 0 to below 1.")
+        if key in _UP_TO_ONE and settings[key] > 1:
+            raise StudyError(f"{name}:{key}={value}: expected a number from 0 to 1.")
     missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
     if missing:
         raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
@@ -188,7 +198,9 @@ def build(name: str, settings: dict[str, Any]) -> Method:
     """The method called `name` with complete settings (`complete_settings`)."""
     own = dict(settings)
     if is_trained(name):
-        own["training"] = Training(**{setting.name: own.pop(setting.name) for setting in fields(Training)})
+        # An older record lacks what came since.
+        training = {setting.name: own.pop(setting.name, setting.default) for setting in fields(Training)}
+        own["training"] = Training(**training)
     return method.make(name, **own)
 
 

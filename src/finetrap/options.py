@@ -30,6 +30,13 @@ KeepOption = Annotated[
     typer.Option(help="Weights to keep; best: adapters, and the recommended full model."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
+Rescue = Annotated[
+    bool | None,
+    typer.Option(
+        "--rescue/--no-rescue",
+        help="Try what does harm again: half-way back, at a lower rate, with general text; up to 3 arms more for each.",
+    ),
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
 
 

@@ -13,6 +13,7 @@ from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
+from finetrap.replay import mixed_in, untested
 from finetrap.store import Store
 from finetrap.task import Example, Task
 
@@ -22,6 +23,13 @@ class TaskItems(NamedTuple):
 
     task: Task
     splits: Splits
+    general: tuple[str, ...] = ()
+    """General texts that may be mixed into training; none that the study tests on."""
+
+    def replayed(self, method: Method, seed: int) -> tuple[str, ...]:
+        """The general texts that a method mixes into its training rows."""
+        share = method.training.replay if method.training is not None else 0.0
+        return mixed_in(self.general, len(self.splits.train), share, seed=seed)
 
     def first(self, rows: int | None) -> "TaskItems":
         """The same with the first `rows` training examples, or all."""
@@ -46,9 +54,20 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
         name: TaskItems(
             sealed(study.task(name)),
             load_splits(study.task(name), limit_train=study.limit_train, limit_validation=validation),
+            _general(study, name),
         )
         for name in study.task_names
     }
+
+
+def _general(study: Study, target: str) -> tuple[str, ...]:
+    if not (study.rescue or any(arm.settings.get("replay") for arm in study.parsed_arms())):
+        return ()
+    purposes: list[tuple[Purpose, str]] = [
+        *(("target", name) for name in (target, *study.out_of_distribution)),
+        *(("retention", name) for name in study.retention),
+    ]
+    return untested(e for purpose, name in purposes for e in test_items(study, study.task(name), purpose).examples)
 
 
 def task_record(study: Study, items: TaskItems) -> TaskRecord:
@@ -105,21 +124,49 @@ def plan(
     planned = []
     for source in sources:
         for items in tasks.values():
-            for stated in study.parsed_arms():
-                arm = settled(source, items, stated)
-                if arm is None:
-                    continue
-                method = build(arm.method, arm.settings)
-                random = method.training is not None or method.shots > 0
-                for seed in study.seeds if random else (0,):
-                    trial = trial_of(source, items, arm, method, seed, dtype)
-                    planned.append(Planned(trial=trial, evaluations=_evaluations(study, source, items, method, seed)))
+            arms = [arm for stated in study.parsed_arms() if (arm := settled(source, items, stated)) is not None]
+            planned += plan_arms(study, source, items, arms, dtype=dtype)
     return planned
 
 
-def trial_of(source: Source, items: TaskItems, arm: Arm, method: Method, seed: int, dtype: str) -> Trial:
+def plan_arms(
+    study: Study,
+    source: Source,
+    items: TaskItems,
+    arms: Sequence[Arm],
+    *,
+    dtype: str,
+    parents: Sequence[Planned] = (),
+) -> list[Planned]:
+    """The trials of some arms on a model and task; what goes on from another arm comes after it.
+
+    `parents` are trials of arms that are planned already. What goes on from an arm that is not planned yet, since it
+    is still tuned, is not planned either.
+    """
+    planned: list[Planned] = []
+    for arm in sorted(arms, key=lambda arm: build(arm.method, arm.settings).of is not None):
+        method = build(arm.method, arm.settings)
+        of = {p.trial.seed: p.trial for p in (*parents, *planned) if p.trial.arm == method.of}
+        random = method.training is not None or method.shots > 0
+        for seed in of if method.of is not None else study.seeds if random else (0,):
+            trial = trial_of(source, items, arm, method, seed, dtype, parent=of.get(seed))
+            planned.append(Planned(trial=trial, evaluations=_evaluations(study, source, items, method, seed)))
+    return planned
+
+
+def trial_of(
+    source: Source,
+    items: TaskItems,
+    arm: Arm,
+    method: Method,
+    seed: int,
+    dtype: str,
+    *,
+    parent: Trial | None = None,
+) -> Trial:
     """One trial: an arm on a model and a task's items, with a seed."""
     splits = items.splits
+    replayed = items.replayed(method, seed)
     reads_train = method.training is not None or method.shots > 0
     train = splits.carved if method.trivial else splits.train if reads_train else ()
     return Trial(
@@ -136,6 +183,8 @@ def trial_of(source: Source, items: TaskItems, arm: Arm, method: Method, seed: i
         checkpoint=_checkpoint_digest(method),
         plugin=plugin.digest if (plugin := method_registry.plugin_of(arm.method)) else None,
         best_checkpoint=arm.tunes is not None and method.training is not None,
+        parent=parent.training_key if parent is not None else None,
+        replayed=digest(replayed) if replayed else None,
     )
 
 
@@ -214,7 +263,7 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     tokens = 0.0
     disk = 0
     if method.training is not None and store.artifact(trial) is None:
-        passes = 3 * method.training.epochs
+        passes = 3 * method.training.epochs / (1 - method.training.replay)
         tokens += passes * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
         disk = (
             0

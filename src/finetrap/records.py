@@ -116,16 +116,24 @@ class Trial(Record):
     """Digest of the plugin that defines the method, where one does."""
     best_checkpoint: bool = False
     """Whether the weights are those of the lowest validation loss, as of every tuned arm, and not the last."""
+    parent: str | None = None
+    """Training key of the trial whose weights it goes on from, where it does."""
+    replayed: str | None = None
+    """Digest of the general text that is mixed into training, where some is."""
     protocol: int = PROTOCOL
 
     @property
     def training_key(self) -> str:
         """Names the artifact. The arm's name is not part of it, nor is where the files lie."""
         # Left out where they say nothing: what was recorded before they came keeps its key.
-        silent = {name for name in ("plugin", "best_checkpoint") if not getattr(self, name)}
+        silent = {name for name in ("plugin", "best_checkpoint", "parent", "replayed") if not getattr(self, name)}
         decides = self.model_dump(exclude={"arm", "model", *silent})
         if self.method == "checkpoint":
             decides["settings"] = {}
+        if self.parent:
+            decides["settings"].pop("of")
+        if not decides["settings"].get("replay"):
+            decides["settings"].pop("replay", None)
         return digest({**decides, "model": self.model.fingerprint, "chat": self.model.chat})
 
     @property
@@ -332,6 +340,8 @@ class Planned(Record):
     """Of a tuning candidate, which is asked of validation items alone and leaves no weights; None of a final trial."""
     train_rows: int | None = None
     """Of a tuning candidate that trains: so many of the training examples, the first."""
+    rescue_of: str | None = None
+    """The arm whose harm it is to remove: added by the study itself, after the first verdicts."""
 
 
 class Plan(Record):

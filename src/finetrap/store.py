@@ -202,6 +202,12 @@ class Store:
         same = sorted(trials.glob(f"*--{trial.training_key[:12]}"))
         return same[0] if same else trials / trial.folder
 
+    def parent(self, trial: Trial) -> Trial | None:
+        """The trial whose weights `trial` goes on from, if it was begun here."""
+        key = (trial.parent or "")[:12]
+        specs = sorted((self.folder / "trials").glob(f"*--{key}/spec.json")) if key else []
+        return _read(Trial, specs[0]) if specs else None
+
     def artifact(self, trial: Trial) -> Path | None:
         """The trained weights, if they are there whole."""
         folder = self.trial_folder(trial) / "artifact"

@@ -21,11 +21,13 @@ from finetrap.plan import (
     measured_flops,
     missing,
     plan,
+    plan_arms,
     task_record,
     test_items,
 )
 from finetrap.progress import Reporter
 from finetrap.records import TUNING_SEED, FailureRecord, Plan, Planned
+from finetrap.rescue import rescue_arms
 from finetrap.results import Results
 from finetrap.store import Store, disk_errors, is_disk_error
 from finetrap.tune import Search, search_of, tuning_of
@@ -78,7 +80,7 @@ def prepare(study: Study, folder: Path, *, command: str | None = None) -> Prepar
 
 
 def _planned_anew(study: Study, prepared: Prepared) -> Prepared:
-    """The plan as the records now make it: what tuning has chosen by now is in the final trials."""
+    """The plan as the records now make it: with what tuning has chosen by now, and rescues of what has done harm."""
     candidates: list[Planned] = []
 
     def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
@@ -91,6 +93,9 @@ def _planned_anew(study: Study, prepared: Prepared) -> Prepared:
 
     planned = plan(study, prepared.sources, prepared.tasks, dtype=prepared.dtype, settled=settled)
     resolved = prepared.plan.model_copy(update={"planned": tuple(planned), "candidates": tuple(candidates)})
+    prepared = prepared._replace(plan=resolved)
+    if study.rescue and (rescues := _rescues(study, prepared)):
+        resolved = resolved.model_copy(update={"planned": (*planned, *rescues)})
     return prepared._replace(plan=resolved)
 
 
@@ -184,13 +189,12 @@ def run(
     with store.open(study), quiet_libraries():
         if retry_failed:
             prepared = _retried(study, prepared)
-        store.save_plan(prepared.plan)
         _save_items(study, prepared)
-        todo = _todo(prepared, retry_failed=retry_failed)
-        reporter.say(_announcement(prepared, todo))
-        with reporter.trials(len(todo)):
-            for source in prepared.sources:
-                prepared = _run_model(study, prepared, source, reporter, retry_failed=retry_failed)
+        prepared = _run_missing(study, prepared, reporter, retry_failed=retry_failed)
+        if study.rescue:
+            prepared = _planned_anew(study, prepared)
+            _check_resources(study, prepared)
+            prepared = _run_missing(study, prepared, reporter, retry_failed=retry_failed)
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
@@ -211,6 +215,39 @@ def _retried(study: Study, prepared: Prepared) -> Prepared:
     for planned in prepared.plan.candidates:
         prepared.store.forget_failure(planned.trial)
     return _planned_anew(study, prepared)
+
+
+def _run_missing(study: Study, prepared: Prepared, reporter: Reporter, *, retry_failed: bool) -> Prepared:
+    """Run what of a plan is not done, weights that have gone and are gone on from included."""
+    store, every = prepared.store, prepared.plan.planned
+    store.save_plan(prepared.plan)
+    gone_on_from = {p.trial.parent for p in every if p.trial.parent and missing(p, store)}
+    for trial in (p.trial for p in every if p.trial.training_key in gone_on_from):
+        if is_trained(trial.method) and store.training(trial) is not None and store.artifact(trial) is None:
+            # Its scores are to be of the same weights as those that go on from it.
+            store.forget_evaluations(trial)
+    todo = _todo(prepared, retry_failed=retry_failed)
+    reporter.say(_announcement(prepared, todo))
+    with reporter.trials(len(todo)):
+        for source in prepared.sources:
+            prepared = _run_model(study, prepared, source, reporter, retry_failed=retry_failed)
+    return prepared
+
+
+def _rescues(study: Study, prepared: Prepared) -> list[Planned]:
+    """The second stage, when the first is done: trials of the arms that may remove what harm it shows."""
+    if any(missing(p, prepared.store) for p in prepared.plan.planned):
+        return []
+    results = build_results(study, prepared.plan, prepared.store)
+    planned = []
+    for source in prepared.sources:
+        for name, items in prepared.tasks.items():
+            first = [p for p in prepared.plan.planned if p.trial.model == source.record and p.trial.task == name]
+            group = [arm for arm in results.arms if (arm.model, arm.task) == (source.record.label, name)]
+            for of, arms in rescue_arms(group, first).items():
+                trials = plan_arms(study, source, items, arms, dtype=prepared.dtype, parents=first)
+                planned += [p.model_copy(update={"rescue_of": of}) for p in trials]
+    return planned
 
 
 def _save_items(study: Study, prepared: Prepared) -> None:
@@ -358,14 +395,18 @@ def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) 
         (r.model, r.task, arm) for r in results.recommendations for arm in (r.method, r.leader if r.undecided else None)
     }
     kept = {
-        store.trial_folder(p.trial)
+        key
         for p in resolved.planned
         if (p.trial.model.label, p.trial.task, p.trial.arm) in recommended
+        for key in (p.trial.training_key, p.trial.parent)
     }
+    waited_for = {p.trial.parent for p in resolved.planned if missing(p, store)}
     for planned in resolved.planned:
         trial = planned.trial
         if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
             continue
+        if trial.training_key in waited_for:
+            continue
         adapter = build(trial.method, trial.settings).adapter
-        if study.keep == "none" or not (adapter or store.trial_folder(trial) in kept):
+        if study.keep == "none" or not (adapter or trial.training_key in kept):
             store.drop_weights(trial)

@@ -119,8 +119,11 @@ def _evaluate(
 def _adapted(
     planned: Planned, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
 ) -> "PreTrainedModel":
-    """The model to evaluate: untouched, the user's own, trained before, or trained now."""
+    """The model to evaluate: untouched, the user's own, trained before or now, or between two of these."""
     trial = planned.trial
+    if method.of is not None:
+        tuned = load_checkpoint(_weights_of_parent(trial, store), loaded, dtype=torch.float32)
+        return _in(loaded.model.dtype, interpolate(loaded.model, tuned, method.weight))
     if method.checkpoint is not None:
         return load_checkpoint(method.checkpoint, loaded)
     if method.training is None:
@@ -131,15 +134,47 @@ def _adapted(
     return _train(planned, method, loaded, items, store, reporter)
 
 
-def load_checkpoint(folder: Path, loaded: LoadedModel) -> "PreTrainedModel":
+def _weights_of_parent(trial: Trial, store: Store) -> Path:
+    parent = store.parent(trial)
+    method = build(parent.method, parent.settings) if parent is not None else None
+    found = method.checkpoint if method is not None and method.checkpoint else parent and store.artifact(parent)
+    if not found:
+        raise StudyError(
+            f"the weights of '{trial.settings['of']}', from which '{trial.arm}' goes on, are not there: its training "
+            f"failed or was deleted; run the study again with --retry-failed."
+        )
+    return found
+
+
+@torch.no_grad()
+def interpolate(base: torch.nn.Module, tuned: M, weight: float) -> M:
+    """`tuned`, changed in place to base + weight (tuned - base), each weight by itself (arXiv:2109.01903, section 3).
+
+    Computed in the precision of `tuned`; exactly `base` at weight 0 and `tuned` at 1.
+
+    Raises:
+        StudyError: the two do not have the same weights.
+    """
+    start = dict(base.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in tuned.named_parameters()}
+    if shapes != {name: parameter.shape for name, parameter in start.items()}:
+        raise StudyError("between these two models nothing lies: their weights differ in name or shape.")
+    for name, end in tuned.named_parameters():
+        end.copy_(torch.lerp(start[name].to(end.dtype), end, weight))
+    return tuned
+
+
+def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> "PreTrainedModel":
     """A trained model out of a PEFT adapter for `loaded`, merged, or out of a whole model's folder.
+
+    `dtype` is that of its weights; None: as those of `loaded`.
 
     Raises:
         StudyError: it does not fit the model.
     """
     from peft import PeftModel
 
-    dtype, device = loaded.model.dtype, str(loaded.model.device)
+    dtype, device = dtype or loaded.model.dtype, str(loaded.model.device)
     adapter = (folder / "adapter_config.json").is_file()
     try:
         if adapter:
@@ -179,6 +214,8 @@ def _train(
     validation, _ = _rows(encoder, items.splits.validation, limit)
     if not rows:
         raise StudyError(f"every training example of '{trial.task}' is longer than {limit} tokens.")
+    texts = items.replayed(method, trial.seed)
+    rows = [*rows, *(TrainingRow(encoder.text_row(text)[:limit], prompt_length=1) for text in texts)]
 
     model = loaded.copy()
     steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs

@@ -21,6 +21,7 @@ from finetrap.options import (
     LimitTrain,
     Out,
     Plugins,
+    Rescue,
     Retry,
     Seeds,
 )
@@ -42,6 +43,7 @@ def run(
     device: Device = None,
     dtype: DTypeOption = None,
     keep: KeepOption = None,
+    rescue: Rescue = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     json: AsJson = False,
