@@ -23,6 +23,8 @@ from finetrap.options import (
     Plugins,
     Retry,
     Seeds,
+    SizeOption,
+    TuneOption,
 )
 
 
@@ -34,6 +36,8 @@ def run(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
