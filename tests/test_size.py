@@ -1,6 +1,7 @@
 """One dial: what a size decides, what overrides it, and that a time given is kept to."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_size_decides_examples_seeds_items_and_tuning(
 
 def test_each_size_is_larger_than_the_one_before_in_everything() -> None:
     order = ("quick", "standard", "thorough")
-    for small, large in zip(LADDER, LADDER[1:], strict=False):
+    for small, large in pairwise(LADDER):
         assert order.index(small.tune) <= order.index(large.tune)
         for name in ("limit_train", "limit_validation", "limit_retention", "seeds", "epochs"):
             assert getattr(small, name) <= getattr(large, name)
