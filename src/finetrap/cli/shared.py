@@ -74,10 +74,14 @@ def run_or_plan(study: "Study", out: Path | None, *, dry_run: bool, retry_failed
     command = shlex.join(["finetrap", *sys.argv[1:]])
     if dry_run:
         from finetrap.listing import dry_run_json, dry_run_text
-        from finetrap.study import estimates, prepare
+        from finetrap.prepare import estimates, prepare
+        from finetrap.size import sized_text
 
-        left = estimates(study, prepare(study, folder))
+        prepared = prepare(study, folder)
+        left = estimates(prepared)
         typer.echo(dry_run_json(left) if json else dry_run_text(left, folder))
+        if prepared.study.size is not None and not json:
+            typer.echo(sized_text(prepared.study, sum(rest.seconds for _, rest in left)))
         return
     from finetrap.progress import TerminalReporter
     from finetrap.study import run as run_study
