@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetrap.method import default_settings, is_trained, method
-from finetrap.plan import Estimate
 from finetrap.presets import PRESETS, here
-from finetrap.records import Planned
 from finetrap.results import ClaimResult, Results
-from finetrap.size import in_words
 from finetrap.store import Store
 from finetrap.task import get_task, task
 
@@ -58,30 +55,6 @@ def model_rows() -> list[dict[str, str]]:
         }
         for preset in PRESETS.values()
     ]
-
-
-def dry_run_text(estimates: Sequence[tuple[Planned, Estimate]], folder: Path) -> str:
-    """Trials, time and disk of a study."""
-    lines = []
-    for planned, left in estimates:
-        trial = planned.trial
-        state = in_words(left.seconds) if left.seconds else "done"
-        asked = ", ".join(f"{e.task} ({e.n})" for e in planned.evaluations)
-        what = "tuning" if planned.rung is not None else f"seed {trial.seed}"
-        lines.append(f"{trial.arm:<16} {what:<7} {trial.task:<10} {state:>10}  evaluated on {asked}")
-    seconds = sum(left.seconds for _, left in estimates)
-    disk = sum(left.disk_bytes for _, left in estimates)
-    lines.append(
-        f"{len(estimates)} trials, roughly {in_words(seconds)} and {disk / 2**20:,.0f} MiB in {folder}; "
-        f"nothing was run."
-    )
-    return "\n".join(lines)
-
-
-def dry_run_json(estimates: Sequence[tuple[Planned, Estimate]]) -> str:
-    """The same for a program."""
-    rows = [{**planned.model_dump(mode="json"), **left._asdict()} for planned, left in estimates]
-    return json.dumps(rows, indent=1)
 
 
 def claims_text(claims: Sequence[ClaimResult]) -> str:

@@ -41,7 +41,7 @@ KeepOption = Annotated[
     Literal["none", "best", "all"] | None,
     typer.Option(help="Weights to keep; best: adapters, and the recommended full model."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time, disk and downloads; run nothing.")]
 Rescue = Annotated[
     bool | None,
     typer.Option(
