@@ -34,7 +34,7 @@ def cells() -> list[Cell]:
 
 
 def simulate(cell: Cell, studies: int | None = None) -> dict[str, Any]:
-    """The cell's row, with processor seconds. Its random numbers are its own, so that the order of cells is nothing to it."""
+    """The cell's row, with processor seconds. Its random numbers are its own: the order of cells is nothing to it."""
     started = time.process_time()
     number = studies or cell.studies
     generator = np.random.default_rng(zlib.crc32(key(cell.kind, cell.world).encode()))
