@@ -1,5 +1,6 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -76,6 +77,19 @@ def _seeds(value: object) -> object:
     return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
+
+
+def _bytes(value: object) -> object:
+    """300MB as a number of bytes; what is no size is left for the model to refuse."""
+    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return value
+    number, unit, binary = found.groups()
+    return round(float(number) * (1024 if binary else 1000) ** (" kmg".index((unit or " ").lower())))
+
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
@@ -94,6 +108,8 @@ class Study(Input):
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
+    shot_draws: int | None = Field(default=None, ge=1)
+    """Draws of shots of arms that are shown solved examples. By default 5, which is cheap, where there are more seeds."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
     epochs: int | None = Field(default=None, ge=1)
@@ -118,6 +134,12 @@ class Study(Input):
     """Loss of retention (a fraction of accuracy) that would be accepted."""
     bits_per_byte_tolerance: float = Field(default=0.05, gt=0)
     """Loss on general text, in bits per byte, that would be accepted."""
+    queries: int = Field(default=100_000, ge=0)
+    """How many answers an arm is to give in its life: shots are paid for at every one, training once."""
+    max_size: Size | None = None
+    """Bytes of weights that the device holds, as 300MB or 1.5GiB; arms that ship more are not recommended."""
+    looks: Literal["one", "many"] = "one"
+    """one: the first answer has the whole 5%, and is the last with a claim; many: it has 4%, later ones the rest."""
     dtype: DType = "auto"
     """auto: bfloat16 where the device computes in it, else float32."""
     device: str = "auto"
@@ -244,6 +266,13 @@ class Study(Input):
                 arm = Arm(arm.name, arm.method, {**arm.settings, **{k: v for k, v in shared.items() if k not in given}})
             arms.append(arm)
         return tuple(arms)
+
+    @property
+    def shot_seeds(self) -> tuple[int, ...]:
+        """Seeds of arms that are shown solved examples: the study's, and more up to `shot_draws`."""
+        several = max(5, len(self.seeds)) if len(self.seeds) > 1 else 1
+        further = (seed for seed in range(len(self.seeds) + (self.shot_draws or several)) if seed not in self.seeds)
+        return (*self.seeds, *further)[: self.shot_draws or several]
 
     def run(self, folder: str | Path | None = None, *, progress: bool = True) -> "Results":
         """Run all that is missing in `folder` (default: finetrap-NAME here) and answer.

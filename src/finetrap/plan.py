@@ -75,10 +75,15 @@ def plan(study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], *
         for items in tasks.values():
             for arm in study.parsed_arms():
                 method = build(arm.method, arm.settings)
-                random = method.training is not None or method.shots > 0
-                for seed in study.seeds if random else (0,):
+                for seed in _seeds(study, method):
                     planned.append(_planned(study, source, items, arm, method, seed, dtype))
     return planned
+
+
+def _seeds(study: Study, method: Method) -> tuple[int, ...]:
+    if method.training is not None:
+        return study.seeds
+    return study.shot_seeds if method.shots > 0 else (0,)
 
 
 def _planned(

@@ -10,6 +10,7 @@ from finetrap.answer import build_results
 from finetrap.config import Study
 from finetrap.data import Encoder, draw_shots
 from finetrap.errors import StudyError
+from finetrap.looks import log_answers
 from finetrap.method import build, is_trained
 from finetrap.models import LoadedModel, Source, check_checkpoint, find
 from finetrap.plan import (
@@ -175,7 +176,10 @@ def answer(study: Study, store: Store) -> Results:
     from finetrap.page import write_page
     from finetrap.report import write_report
 
-    results = build_results(study, store.plan(), store).within(store.folder)
+    resolved = store.plan()
+    with disk_errors(store.folder):
+        log_answers(study, resolved, store)
+    results = build_results(study, resolved, store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
         write_report(results, study, store)
