@@ -172,8 +172,8 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
             )
         if (recipe := arm.vs_zero_shot.recipe if arm.vs_zero_shot else None) and _uneven(recipe):
             warnings.append(
-                f"{arm.arm} on {arm.task}: its accuracy varies {math.sqrt(recipe.seed_ratio):.1f} times as much between "
-                f"seeds as that of all arms together; its interval may be too narrow. More seeds would show."
+                f"{arm.arm} on {arm.task}: its accuracy varies {math.sqrt(recipe.seed_ratio):.1f} times as much "
+                f"between seeds as that of all arms together; its interval may be too narrow. More seeds would show."
             )
     if len(environments) > 1:
         warnings.append(

@@ -81,10 +81,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 
 
 def _bytes(value: object) -> object:
-    """300MB as a number of bytes; what is no size is left for the model to refuse."""
-    found = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is None:
+    """300MB as a number of bytes."""
+    if not isinstance(value, str):
         return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise StudyError(f"'{value}' is no size; write bytes, or as 300MB or 1.5GiB.").at("max_size")
     number, unit, binary = found.groups()
     return round(float(number) * (1024 if binary else 1000) ** (" kmg".index((unit or " ").lower())))
 
@@ -109,7 +111,7 @@ class Study(Input):
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
     shot_draws: int | None = Field(default=None, ge=1)
-    """Draws of shots of arms that are shown solved examples. By default 5, which is cheap, where there are more seeds."""
+    """Draws of shots, of arms that are shown solved examples. By default 5 where there are several seeds: cheap."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
     epochs: int | None = Field(default=None, ge=1)

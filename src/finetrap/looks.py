@@ -23,9 +23,9 @@ class LookAt(NamedTuple):
         """What a reader has to know of it; nothing of a first look."""
         if self.exploratory:
             return (
-                f"{task} with {model}: this is answer {self.number}: items, seeds or settings were changed after one was "
-                f"read, which had spent the 5%. Its verdicts are exploratory. A study that may grow says `looks: many` "
-                f"before its first answer."
+                f"{task} with {model}: this is answer {self.number}: items, seeds or settings were changed after one "
+                f"was read, which had spent the 5%. Its verdicts are exploratory. A study that may grow says "
+                f"`looks: many` before its first answer."
             )
         if self.number > 1:
             return (
