@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetrap import stats
 from finetrap.answer import build_results
 from finetrap.config import Study
 from finetrap.records import (
@@ -142,7 +143,10 @@ class Records:
 
     def results(self, *, states_format: bool = True, **settings: object) -> Results:
         study = Study.model_validate({"models": "m", "tasks": "gsm8k", **settings})
-        plan = Plan(
+        return build_results(study, self.plan(states_format=states_format), self.store)
+
+    def plan(self, *, states_format: bool = True) -> Plan:
+        return Plan(
             command=None,
             environment=ENVIRONMENT,
             dropped_train_rows={},
@@ -158,7 +162,6 @@ class Records:
                 )
             },
         )
-        return build_results(study, plan, self.store)
 
 
 @pytest.fixture
@@ -354,6 +357,83 @@ def test_accuracy_is_the_mean_over_seeds_and_the_verdict_the_first_seeds(records
     assert arm.vs_zero_shot.recipe is None
     assert arm.diverged_seeds == (1,)
     assert any("diverged" in warning for warning in results.warnings)
+
+
+def test_with_seeds_enough_everything_is_about_the_recipe(records: Records) -> None:
+    _references(records)
+    for seed, (lora, full) in enumerate([(205, 122), (200, 120), (195, 124)]):
+        records.add("lora", "lora", _target_rows(_first(lora)), seed=seed)
+        records.add("full", "full", _target_rows(_first(full)), seed=seed)
+    results = records.results(seeds=3)
+    arm = _arm(results, "lora")
+    assert arm.vs_zero_shot is not None
+    assert arm.vs_zero_shot.recipe is not None
+    assert arm.vs_zero_shot.recipe.delta == pytest.approx(0.2)
+    assert arm.vs_zero_shot.verdict == "gain"
+    low, high = arm.ci95
+    plain = stats.wilson(arm.accuracy, 400)
+    assert low < plain.low < plain.high < high
+    (comparison,) = results.comparisons
+    assert comparison.estimand == "recipe"
+    (recommendation,) = results.recommendations
+    assert (recommendation.estimand, recommendation.method) == ("recipe", "lora")
+    assert "400 items" in recommendation.why[0] or "3 seeds" in recommendation.why[0]
+    assert Results.model_validate_json(results.to_json()) == results
+
+
+def test_an_arm_whose_seeds_are_far_apart_is_warned_of(records: Records) -> None:
+    _references(records)
+    for seed, (wild, calm) in enumerate([(40, 122), (160, 120), (300, 124)]):
+        records.add("wild", "full", _target_rows(_first(wild)), seed=seed)
+        for i in range(4):
+            records.add(f"calm{i}", "lora", _target_rows(_first(calm)), seed=seed)
+    warnings = [warning for warning in records.results(seeds=3).warnings if "between seeds" in warning]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("wild on gsm8k")
+
+
+def test_undecided_comes_with_prior_advice_that_says_it_is_no_evidence(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows([i % 3 == 0 and i < 366 for i in range(400)]))
+    advice = records.results().recommendations[0].prior_advice
+    assert advice is not None
+    assert "not evidence of this study" in advice
+    records.add("better", "lora", _target_rows(_first(390)))
+    (decided,) = records.results().recommendations
+    assert (decided.method, decided.prior_advice) == ("better", None)
+
+
+def test_more_seeds_are_named_where_they_would_decide(records: Records) -> None:
+    _references(records)
+    for seed, (lora, full) in enumerate([(120, 185), (190, 130), (180, 160)]):
+        records.add("lora", "lora", _target_rows(_first(lora)), seed=seed)
+        records.add("full", "full", _target_rows(_first(full)), seed=seed)
+    (recommendation,) = records.results(seeds=3, margin=0.08).recommendations
+    assert recommendation.method == "undecided"
+    assert "seeds would decide" in recommendation.next_step
+    assert "--seeds" in recommendation.next_step
+
+
+def test_what_does_not_fit_onto_the_device_is_out_but_still_compared(records: Records) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows(_first(300)))
+    # 1,000 weights of 4 bytes.
+    assert _arm(records.results(), "lora").cost.shipped_bytes == 4000
+    (recommendation,) = records.results(max_size="3.9kB").recommendations
+    assert "limit" in recommendation.dropped["lora"]
+    assert recommendation.method == "undecided"
+    assert recommendation.regret_upper is not None
+    assert recommendation.regret_upper > 0.4
+    assert records.results(max_size="4kB").recommendations[0].method == "lora"
+
+
+def test_over_many_queries_shots_cost_more_than_training(records: Records) -> None:
+    _references(records, zero_shot=60)
+    records.add("lora", "lora", _target_rows(_first(300)))
+    records.add("few_shot", "few_shot", _target_rows(_first(300)))
+    # Both take the same tokens a query here, and only one of them was trained.
+    assert records.results(queries=0).recommendations[0].method == "few_shot"
+    assert "over 7 queries" in records.results(queries=7).recommendations[0].why[0]
 
 
 def test_a_truncated_share_is_warned_of(records: Records) -> None:

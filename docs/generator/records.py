@@ -134,7 +134,7 @@ def _numbers() -> str:
             "`bits_per_byte_tolerance` in the study",
         ],
         ["confidence of the bound on regret", f"{recommend.CONFIDENCE:.0%}", "`finetrap.recommend.CONFIDENCE`"],
-        ["queries over which cost is counted", f"{recommend.QUERIES:,}", "`finetrap.recommend.QUERIES`"],
+        ["queries over which cost is counted", f"{fields['queries'].default:,}", "`queries` in the study"],
         [
             "share of cut-off answers that is warned of",
             f"{answer.TRUNCATED_WARNING:.0%}",

@@ -1,33 +1,35 @@
 """From records to results: every number is derived here, from the items' rows, and stored nowhere else."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
+from scipy.special import fdtri
 
 from finetrap import stats
 from finetrap.claims import cells_of, judge
 from finetrap.config import REFERENCE_ARMS, Study
+from finetrap.looks import LookAt, look_at
 from finetrap.plan import missing
 from finetrap.recommend import recommend
-from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned, TaskRecord
+from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned, TaskRecord, Trial
 from finetrap.results import (
     ArmCost,
     ArmResult,
-    Artifact,
     Comparison,
     Failure,
     OutOfDistribution,
+    Recipe,
     Recommendation,
     Results,
     Retention,
-    Verdict,
     VersusZeroShot,
 )
 from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
+from finetrap.versus import Scored, artifact_of, pairs, pool_of, versus_zero_shot
 
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
@@ -56,6 +58,15 @@ class _Cell:
         """Target rows of the first seed."""
         return self.target[0]
 
+    @property
+    def scored(self) -> Scored:
+        """Its scores on the target by every rule that says something, items down and seeds across."""
+        rules = () if self.first[0].strict is None else ("strict", "anywhere") if self.states_format else ("anywhere",)
+        return Scored(self._table("correct"), {rule: self._table(rule) for rule in rules})
+
+    def _table(self, rule: str) -> stats.Scores:
+        return np.stack([scores_of(rows, rule) for rows in self.target], axis=1)
+
     def rows_of(self, purpose: str) -> dict[str, list[ItemRow]]:
         """By task, the first seed's rows of evaluations that are done."""
         first = self.planned[0]
@@ -75,6 +86,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
     arms: list[ArmResult] = []
     comparisons: list[Comparison] = []
     recommendations: list[Recommendation] = []
+    looks: list[str | None] = []
     for model, task in dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned):
         cells: dict[str, list[Planned]] = {}
         for planned in plan.planned:
@@ -83,22 +95,31 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store, plan.tasks.get(task))).planned}
         if not done:
             continue
-        group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None})
+        look = look_at(study, plan, store, model, task)
+        looks.append(look.warning(model, task))
+        group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None}, look)
         rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
-        group += [arm for arm in _arm_results(study, rescues) if arm.rescue_of is not None]
+        group += [arm for arm in _arm_results(study, rescues, look) if arm.rescue_of is not None]
         group = [with_tuning(arm, plan, store) for arm in group]
-        scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
+        scored = {arm: cell.scored for arm, cell in done.items()}
         arms.extend(group)
-        comparisons.extend(_comparisons(model, task, scores))
+        comparisons.extend(pairs(model, task, scored))
         incomplete = [
             arm
             for arm, ps in cells.items()
             if any(store.evaluation(p.trial, e) is None for p in ps for e in p.evaluations)
         ]
-        available = plan.tasks[task].test_available if task in plan.tasks else len(scores["zero_shot"])
-        recommendations.append(
-            recommend(model, task, group, scores, margin=study.margin, available=available, incomplete=incomplete)
+        available = plan.tasks[task].test_available if task in plan.tasks else len(done["zero_shot"].first)
+        chosen = recommend(
+            study,
+            group,
+            scored,
+            aligned=next(iter(done.values())).trial.model.aligned,
+            alpha=look.alpha,
+            available=available,
+            incomplete=incomplete,
         )
+        recommendations.append(chosen.model_copy(update={"look": look.number, "alpha": look.alpha}))
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
         for p in (*plan.candidates, *plan.planned)
@@ -123,7 +144,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         recommendations=tuple(recommendations),
         claims=judge(study.claims, cells_of(plan, store)) if study.claims else (),
         failures=failures,
-        warnings=tuple(_warnings(arms, plan, environments)),
+        warnings=(*filter(None, looks), *_warnings(arms, plan, environments)),
     )
 
 
@@ -158,6 +179,11 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{arm.arm} on {arm.task}: training diverged with seeds {list(arm.diverged_seeds)}; "
                 f"scored at the best validation checkpoint."
             )
+        if (recipe := arm.vs_zero_shot.recipe if arm.vs_zero_shot else None) and _uneven(recipe):
+            warnings.append(
+                f"{arm.arm} on {arm.task}: its accuracy varies {math.sqrt(recipe.seed_ratio):.1f} times as much "
+                f"between seeds as that of all arms together; its interval may be too narrow. More seeds would show."
+            )
     warnings += warnings_of(arms)
     if len(environments) > 1:
         warnings.append(
@@ -166,77 +192,19 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
     return warnings
 
 
-def _arm_results(study: Study, cells: dict[str, _Cell]) -> list[ArmResult]:
-    versus = _versus_zero_shot(study, cells)
+def _uneven(recipe: Recipe) -> bool:
+    """Whether an arm's own variance between seeds is above the 99% point of what the pool lets expect."""
+    if recipe.df_seeds is None:
+        return False
+    return recipe.seed_ratio > float(fdtri(recipe.seeds - 1, recipe.df_seeds, 0.99))
+
+
+def _arm_results(study: Study, cells: dict[str, _Cell], look: LookAt) -> list[ArmResult]:
+    scored = {arm: cell.scored for arm, cell in cells.items()}
+    versus, pool = versus_zero_shot(scored, margin=study.margin, alpha=look.alpha), pool_of(scored)
     reference = cells.get("zero_shot")
     compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
-    return [_arm_result(study, cell, reference, versus.get(arm), compared) for arm, cell in cells.items()]
-
-
-def _versus_zero_shot(study: Study, cells: dict[str, _Cell]) -> dict[str, VersusZeroShot]:
-    """The corrected family of a model and task: every arm but the trivial one against zero-shot."""
-    if "zero_shot" not in cells:
-        return {}
-    zero = cells["zero_shot"]
-    family = {arm: cell for arm, cell in cells.items() if arm not in ("constant", "zero_shot")}
-    pairs = {arm: stats.discordant(scores_of(cell.first), scores_of(zero.first)) for arm, cell in family.items()}
-    p_values = [stats.paired_p(*pairs[arm]) for arm in family]
-    adjusted = dict(zip(family, stats.holm(p_values), strict=True))
-    results = {}
-    for arm, cell in family.items():
-        artifact = _artifact(cell.first, zero.first, adjusted[arm], len(family))
-        constant = cells.get("constant")
-        verdict = _verdict(study, artifact, cell, zero, constant, len(family))
-        results[arm] = VersusZeroShot(verdict=verdict, margin=study.margin, artifact=artifact)
-    return results
-
-
-def _artifact(rows: Sequence[ItemRow], zero: Sequence[ItemRow], p_adjusted: float | None, family: int) -> Artifact:
-    a, b = scores_of(rows), scores_of(zero)
-    only_a, only_b = stats.discordant(a, b)
-    p = stats.paired_p(only_a, only_b)
-    simultaneous = stats.ALPHA / max(1, family)
-    adjusted = stats.tango(only_a, only_b, len(a), alpha=simultaneous)
-    if p_adjusted is not None and p_adjusted < stats.ALPHA and adjusted.low <= 0 <= adjusted.high:
-        # Holm claims signs, not sizes: where it rejects and the simultaneous interval holds 0, its near end is 0.
-        adjusted = stats.Interval(0.0, adjusted.high) if only_a > only_b else stats.Interval(adjusted.low, 0.0)
-    return Artifact(
-        delta=(only_a - only_b) / len(a),
-        ci95=stats.tango(only_a, only_b, len(a), alpha=stats.ALPHA),
-        ci95_adjusted=adjusted,
-        p=p,
-        p_adjusted=p if p_adjusted is None else p_adjusted,
-        mde=stats.minimum_detectable_effect(a - b, alpha=simultaneous),
-    )
-
-
-def _verdict(
-    study: Study, artifact: Artifact, cell: _Cell, zero: _Cell, constant: _Cell | None, family: int
-) -> Verdict:
-    arm, reference = scores_of(cell.first), scores_of(zero.first)
-    trivial = scores_of(constant.first) if constant is not None else np.zeros_like(reference)
-    zero_is_above = stats.beats(reference, trivial)
-    if not zero_is_above and not stats.beats(arm, trivial):
-        return "floor"
-    if artifact.p_adjusted < stats.ALPHA:
-        if artifact.delta < 0 and not zero_is_above:
-            return "floor"
-        if not _same_sign_by_every_rule(cell, zero, artifact.delta):
-            return "format_only"
-        return "gain" if artifact.delta > 0 else "harm"
-    only_a, only_b = stats.discordant(arm, reference)
-    within = stats.tango(only_a, only_b, len(arm), alpha=2 * stats.ALPHA / family)
-    if -study.margin < within.low and within.high < study.margin:
-        return "no_difference"
-    return "ceiling" if 1 - reference.mean() < artifact.mde else "undecided"
-
-
-def _same_sign_by_every_rule(cell: _Cell, zero: _Cell, delta: float) -> bool:
-    """A difference in generated answers has to be there strictly and anywhere too, else a format was learned."""
-    if cell.first[0].strict is None:
-        return True
-    rules = ("strict", "anywhere") if cell.states_format else ("anywhere",)
-    return all(float((scores_of(cell.first, r) - scores_of(zero.first, r)).sum()) * delta > 0 for r in rules)
+    return [_arm_result(study, cell, reference, versus.get(arm), compared, pool) for arm, cell in cells.items()]
 
 
 def _arm_result(
@@ -245,6 +213,7 @@ def _arm_result(
     reference: _Cell | None,
     versus: VersusZeroShot | None,
     compared: int,
+    pool: stats.SeedPool | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
@@ -261,7 +230,9 @@ def _arm_result(
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
-        ci95=stats.wilson(accuracy, len(cell.first)),
+        ci95=stats.wilson(accuracy, len(cell.first))
+        if pool is None
+        else stats.accuracy_interval(cell.scored.table, pool),
         accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
         accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
         format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,
@@ -304,7 +275,15 @@ def _cost(cell: _Cell) -> ArmCost:
         artifact_bytes=max((t.artifact_bytes for t in trainings), default=0),
         prompt_tokens_per_query=mean([e.prompt_tokens / n for e in evaluations]),
         output_tokens_per_query=mean([e.output_tokens / n for e in evaluations]),
+        shipped_bytes=_shipped_bytes(cell.trial, trained=bool(trainings)),
     )
+
+
+def _shipped_bytes(trial: Trial, *, trained: bool) -> int | None:
+    """Bytes of weights that a device needs; a model that was changed is no longer in the file that it came from."""
+    if trained or trial.method == "checkpoint":
+        return trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4)
+    return trial.model.file_bytes
 
 
 def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int) -> Retention | None:
@@ -327,32 +306,7 @@ def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDist
                 n_test=len(rows),
                 accuracy=accuracy,
                 ci95=stats.wilson(accuracy, len(rows)),
-                vs_zero_shot=_artifact(rows, before[name], None, 1) if name in before else None,
+                vs_zero_shot=artifact_of(scores_of(rows), scores_of(before[name])) if name in before else None,
             )
         )
     return results
-
-
-def _comparisons(model: str, task: str, scores: dict[str, stats.Scores]) -> list[Comparison]:
-    """Pairs of arms other than the references, exploratory."""
-    names = [arm for arm in scores if arm not in ("constant", "zero_shot")]
-    comparisons = []
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            only_a, only_b = stats.discordant(scores[a], scores[b])
-            p = stats.paired_p(only_a, only_b)
-            sign: Literal["gain", "harm"] = "gain" if only_a > only_b else "harm"
-            comparisons.append(
-                Comparison(
-                    model=model,
-                    task=task,
-                    a=a,
-                    b=b,
-                    delta=(only_a - only_b) / len(scores[a]),
-                    ci95=stats.tango(only_a, only_b, len(scores[a])),
-                    p=p,
-                    p_adjusted=None,
-                    verdict=sign if p < stats.ALPHA else "undecided",
-                )
-            )
-    return comparisons

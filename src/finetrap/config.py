@@ -1,5 +1,6 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -85,6 +86,21 @@ def _seeds(value: object) -> object:
     return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
+
+
+def _bytes(value: object) -> object:
+    """300MB as a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        raise StudyError(f"'{value}' is no size; write bytes, or as 300MB or 1.5GiB.").at("max_size")
+    number, unit, binary = found.groups()
+    return round(float(number) * (1024 if binary else 1000) ** (" kmg".index((unit or " ").lower())))
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
@@ -105,6 +121,8 @@ class Study(Input):
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
     size: str | None = None
     """quick, standard, thorough or a time (45m, 2h): what decides tune, epochs, seeds and limits that are not given."""
+    shot_draws: int | None = Field(default=None, ge=1)
+    """Draws of shots, of arms that are shown solved examples. By default 5 where there are several seeds: cheap."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
     tune: Tune = "none"
@@ -135,6 +153,12 @@ class Study(Input):
     """Loss on general text, in bits per byte, that would be accepted."""
     rescue: bool = False
     """Try again each trained arm that does harm: half-way back, at a lower rate, with general text mixed in."""
+    queries: int = Field(default=100_000, ge=0)
+    """How many answers an arm is to give in its life: shots are paid for at every one, training once."""
+    max_size: Bytes | None = None
+    """Bytes of weights that the device holds, as 300MB or 1.5GiB; arms that ship more are not recommended."""
+    looks: Literal["one", "many"] = "one"
+    """one: the first answer has the whole 5%, and is the last with a claim; many: it has 4%, later ones the rest."""
     dtype: DType = "auto"
     """auto: bfloat16 where the device computes in it, else float32."""
     device: str = "auto"
@@ -295,6 +319,13 @@ class Study(Input):
                 arm = replace(arm, settings={**arm.settings, **filled})
             arms.append(arm)
         return tuple(arms)
+
+    @property
+    def shot_seeds(self) -> tuple[int, ...]:
+        """Seeds of arms that are shown solved examples: the study's, and more up to `shot_draws`."""
+        several = max(5, len(self.seeds)) if len(self.seeds) > 1 else 1
+        further = (seed for seed in range(len(self.seeds) + (self.shot_draws or several)) if seed not in self.seeds)
+        return (*self.seeds, *further)[: self.shot_draws or several]
 
     def run(self, folder: str | Path | None = None, *, progress: bool = True) -> "Results":
         """Run all that is missing in `folder` (default: finetrap-NAME here) and answer.

@@ -137,6 +137,7 @@ def _gguf_record(name: str, path: Path) -> ModelRecord:
         parameters=header.parameters,
         aligned=False,
         chat=header.chat,
+        file_bytes=path.stat().st_size,
     )
 
 
@@ -171,6 +172,7 @@ def _folder_record(name: str, folder: Path) -> ModelRecord:
         parameters=parameters,
         aligned=False,
         chat=_has_chat_template(folder),
+        file_bytes=sum(path.stat().st_size for path in weights),
     )
 
 

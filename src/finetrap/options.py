@@ -33,6 +33,21 @@ TuneOption = Annotated[
 ]
 LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
+ShotDraws = Annotated[int | None, typer.Option(help="Draws of shots. Default: 5 where there are several seeds.", min=1)]
+Margin = Annotated[
+    float | None, typer.Option(help="A difference in accuracy that would not change the choice. Default: 0.02.")
+]
+ForgettingTolerance = Annotated[
+    float | None, typer.Option(help="Loss of general tasks that would be accepted. Default: 0.02.")
+]
+Queries = Annotated[
+    int | None, typer.Option(help="Answers in an arm's life, over which its cost counts. Default: 100000.", min=0)
+]
+MaxSize = Annotated[str | None, typer.Option(help="Of the weights on the device, as 300MB; larger ones are out.")]
+Looks = Annotated[
+    Literal["one", "many"] | None,
+    typer.Option(help="many: more items or seeds may follow after an answer. Default: one."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 DTypeOption = Annotated[
     Literal["auto", "float32", "bfloat16"] | None, typer.Option(help="Precision of compute and of stored weights.")

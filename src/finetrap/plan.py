@@ -147,11 +147,16 @@ def plan_arms(
     for arm in sorted(arms, key=lambda arm: build(arm.method, arm.settings).of is not None):
         method = build(arm.method, arm.settings)
         of = {p.trial.seed: p.trial for p in (*parents, *planned) if p.trial.arm == method.of}
-        random = method.training is not None or method.shots > 0
-        for seed in of if method.of is not None else study.seeds if random else (0,):
+        for seed in of if method.of is not None else _seeds(study, method):
             trial = trial_of(source, items, arm, method, seed, dtype, parent=of.get(seed))
             planned.append(Planned(trial=trial, evaluations=_evaluations(study, source, items, method, seed)))
     return planned
+
+
+def _seeds(study: Study, method: Method) -> tuple[int, ...]:
+    if method.training is not None:
+        return study.seeds
+    return study.shot_seeds if method.shots > 0 else (0,)
 
 
 def trial_of(

@@ -191,7 +191,7 @@ def _searches(
 
 def _shots_fit(study: Study, items: TaskItems, encoder: Encoder, context: int, shots: int) -> bool:
     """Whether a model can read so many solved examples in front of every question, whatever the seed."""
-    asked = {seed: test_items(study, encoder.task, "target").examples for seed in study.seeds}
+    asked = {seed: test_items(study, encoder.task, "target").examples for seed in study.shot_seeds}
     try:
         for seed, examples in {**asked, TUNING_SEED: items.splits.validation}.items():
             solved = draw_shots(items.splits, shots, seed)

@@ -2,128 +2,219 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
-from scipy.stats import norm
 
 from finetrap import stats
+from finetrap.advice import prior_advice
+from finetrap.config import Study
 from finetrap.rescue import conclusions, rescues_of
-from finetrap.results import ArmResult, Recommendation
+from finetrap.results import ArmResult, Estimand, Recommendation
+from finetrap.versus import Scored, above, pool_of
 
 CONFIDENCE = 0.9
-"""Of the regret bound, one-sided."""
-QUERIES = 100_000
-"""Over which the cost of a query counts when arms are ranked by the cost to own them."""
+"""Of the regret bound, one-sided, where a look has the whole level of its tests."""
 
 
-def cost_to_own(arm: ArmResult) -> float:
-    """Operations to train it and to answer `QUERIES` queries, 2 a weight and token, training three times that.
+def cost_to_own(arm: ArmResult, *, queries: int) -> float:
+    """Operations to train it and to answer so many queries, 2 a weight and token, training three times that.
 
     Tokens are counted, not seconds: the same merged model does not cost less because the machine was idle.
     """
     cost = arm.cost
     query_tokens = cost.prompt_tokens_per_query + cost.output_tokens_per_query
-    return 2.0 * arm.params * (3 * cost.train_tokens + QUERIES * query_tokens)
+    return 2.0 * arm.params * (3 * cost.train_tokens + queries * query_tokens)
 
 
 def recommend(
-    model: str,
-    task: str,
+    study: Study,
     arms: Sequence[ArmResult],
-    scores: Mapping[str, stats.Scores],
+    scored: Mapping[str, Scored],
     *,
-    margin: float,
+    aligned: bool,
     available: int,
     incomplete: Sequence[str] = (),
+    alpha: float = stats.ALPHA,
 ) -> Recommendation:
-    """The cheapest arm to own whose regret is bounded by `margin`; what harms or forgets is dropped first.
+    """The cheapest arm to own whose regret is bounded by the study's margin; what harms or forgets is dropped first.
 
-    Dropping is a second look at the same data, so that dropped arms stay in the bound: they can only raise it.
-    `scores` are the first seed's, as all that is bounded here. `available` test
-    items there are in all. `incomplete` names arms that lack an evaluation or
-    a seed: nothing is recommended then, since the missing one may be the best, or the one that forgets.
+    Dropping is a second look at the same data, so that dropped arms stay in the bound: they can only raise it. The
+    bound is over items and seeds where the arms have the seeds for it; an arm without them is in it as its checkpoint.
+    `available` test items there are in all. `incomplete` names arms that lack an evaluation or a seed: nothing is
+    recommended then, since the missing one may be the best, or the one that forgets. `alpha` is the level of this look.
     """
     by_name = {arm.arm: arm for arm in arms}
-    rescues = rescues_of(arms, margin=margin)
+    rescues = rescues_of(arms, margin=study.margin)
     candidates = [name for name in by_name if name != "constant"]
-    dropped = {name: reason for name in candidates if (reason := _reason_to_drop(by_name[name]))}
+    dropped = {name: reason for name in candidates if (reason := _reason_to_drop(study, by_name[name]))}
     left = [name for name in candidates if name not in dropped]
+    pool = pool_of(scored)
+    estimand: Estimand = "artifact" if pool is None else "recipe"
+    answer = partial(
+        Recommendation,
+        model=arms[0].model,
+        task=arms[0].task,
+        dropped=dropped,
+        rescues=rescues,
+        estimand=estimand,
+        confidence=None,
+    )
     if incomplete or not left:
-        return Recommendation(
-            model=model,
-            task=task,
+        return answer(
             method="undecided",
-            why=(f"The study is not complete: {', '.join(incomplete) or 'no arm is left'}.",),
-            confidence=None,
+            why=_incomplete(incomplete, dropped),
             regret_upper=None,
-            next_step="Run it again, with --retry-failed if something failed: what is done is kept.",
-            dropped=dropped,
-            rescues=rescues,
+            next_step="Run it again, with --retry-failed if something failed: what is done is kept."
+            if incomplete
+            else "Take another model, or accept more: --max-size, or a larger forgetting tolerance.",
         )
-    accuracy = {name: float(scores[name].mean()) for name in candidates}
-    leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name])))
-    trivial = scores.get("constant", np.zeros_like(scores["zero_shot"]))
+    tables = {name: arm.first if pool is None else _columns(arm.table) for name, arm in scored.items()}
+    accuracy = {name: float(tables[name].mean()) for name in candidates}
+    leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name], queries=study.queries)))
+    n = len(scored[leader].table)
+    trivial = scored["constant"].first if "constant" in scored else np.zeros(n)
     why = [*_why(by_name, left, dropped), *conclusions(rescues, arms)]
-    if not any(stats.beats(scores[name], trivial) for name in candidates):
+    if not any(above(scored[name], trivial, pool) for name in candidates):
         best = max(accuracy.values())
-        return Recommendation(
-            model=model,
-            task=task,
+        return answer(
             method="floor",
             why=(
                 f"No way of adapting this model is above the trivial answer ({_percent(float(trivial.mean()))}): "
-                f"the best scores {_percent(best)} on {len(trivial)} items.",
+                f"the best scores {_percent(best)} on {n} items.",
                 "Which of them scores highest is noise; nothing here shows that one is better.",
                 *why,
             ),
-            confidence=None,
             regret_upper=None,
             next_step="Take a larger model, or an easier task: at the floor more data of this study decides nothing.",
             leader=None,
-            dropped=dropped,
-            rescues=rescues,
         )
-    bounds = stats.regret_bounds({name: scores[name] for name in candidates}, alpha=1 - CONFIDENCE)
-    good = [name for name in left if bounds[name] <= margin]
+    level = (1 - CONFIDENCE) * alpha / stats.ALPHA
+    compared = {name: tables[name] for name in candidates}
+    bounds = stats.regret_bounds(compared, pool, alpha=level)
+    good = [name for name in left if bounds[name] <= study.margin]
     if good:
-        chosen = min(good, key=lambda name: cost_to_own(by_name[name]))
-        return Recommendation(
-            model=model,
-            task=task,
+        chosen = min(good, key=lambda name: cost_to_own(by_name[name], queries=study.queries))
+        return answer(
             method=chosen,
             why=(
-                f"'{chosen}' is the cheapest to own of the arms that lose at most {_points(margin)} points against "
-                f"the best: {_percent(accuracy[chosen])}, at most {_points(bounds[chosen])} points behind.",
+                f"'{chosen}' is the cheapest to own, over {study.queries:,} queries, of the arms that lose at most "
+                f"{_points(study.margin)} points against the best: {_percent(accuracy[chosen])}, at most "
+                f"{_points(bounds[chosen])} points behind{_about(scored[chosen], pool)}.",
                 *why,
             ),
-            confidence=CONFIDENCE,
+            confidence=1 - level,
             regret_upper=bounds[chosen],
             next_step=f"Check '{chosen}' on questions of your own before you ship it.",
             leader=leader,
-            dropped=dropped,
-            rescues=rescues,
         )
-    return Recommendation(
-        model=model,
-        task=task,
+    behind = [
+        name for name in candidates if name != leader and _may_be_ahead(compared, leader, name, pool, level, study)
+    ]
+    return answer(
         method="undecided",
         why=(
-            f"'{leader}' leads with {_percent(accuracy[leader])}, but on {len(trivial)} items it may still lie "
-            f"{_points(bounds[leader])} points behind another arm; {_points(margin)} would be accepted.",
+            f"'{leader}' leads with {_percent(accuracy[leader])}, but on {n} items{_about(scored[leader], pool)} it "
+            f"may still lie {_points(bounds[leader])} points behind another arm; {_points(study.margin)} would be "
+            f"accepted.",
             *why,
         ),
-        confidence=None,
         regret_upper=bounds[leader],
-        next_step=_next_step(leader, scores, candidates, margin, available=available),
+        next_step=_next_step(leader, compared, behind, pool, study.margin, level=level, available=available),
         leader=leader,
-        dropped=dropped,
-        rescues=rescues,
+        prior_advice=prior_advice(by_name[leader].params, aligned=aligned),
     )
 
 
-def _reason_to_drop(arm: ArmResult) -> str | None:
+def _columns(table: stats.Scores) -> stats.Scores:
+    return table if table.shape[1] > 1 else table[:, 0]
+
+
+def _about(arm: Scored, pool: stats.SeedPool | None) -> str:
+    """What a bound is about, for a sentence."""
+    if pool is None:
+        return ""
+    return f" and {arm.table.shape[1]} seeds" if arm.has_seeds else " and as this one checkpoint"
+
+
+def _incomplete(incomplete: Sequence[str], dropped: Mapping[str, str]) -> tuple[str, ...]:
+    if incomplete:
+        return (f"The study is not complete: {', '.join(incomplete)}.",)
+    return ("No arm is left.", *(f"'{name}' is out: {reason}." for name, reason in dropped.items()))
+
+
+def _level(tables: Mapping[str, stats.Scores], alpha: float) -> float:
+    """Two-sided, of each of the pairs that `regret_bounds` holds."""
+    return 2 * alpha / max(1, len(tables) - 1)
+
+
+def _may_be_ahead(
+    tables: Mapping[str, stats.Scores],
+    leader: str,
+    other: str,
+    pool: stats.SeedPool | None,
+    alpha: float,
+    study: Study,
+) -> bool:
+    loss = stats.difference(tables[other], tables[leader], pool, kappa=1.0)
+    return loss.centre + loss.half_width(_level(tables, alpha)) > study.margin
+
+
+def _next_step(
+    leader: str,
+    tables: Mapping[str, stats.Scores],
+    behind: Sequence[str],
+    pool: stats.SeedPool | None,
+    margin: float,
+    *,
+    level: float,
+    available: int,
+) -> str:
+    """Items, or seeds, that would bring the leader's bound within the margin if the scores stayed as they are."""
+    n = len(tables[leader])
+    needed = []
+    for other in behind:
+        room = margin - float(stats.difference(tables[other], tables[leader], pool).delta)
+        if room <= 0:
+            return f"'{other}' scores higher than '{leader}' but is out: mend what does harm in it, and compare again."
+        alpha = _level(tables, level)
+        needed.append(stats.needed(tables[other], tables[leader], pool, target=room, alpha=alpha))
+    items = _most([need.items for need in needed])
+    seeds = _most([need.seeds for need in needed])
+    by_items = None if items is None else f"about {max(math.ceil(items / 100) * 100, n + 100):,} test items"
+    by_seeds = None if seeds is None or pool is None else f"about {seeds} seeds"
+    wider = "or accept a wider margin"
+    if by_items is None and by_seeds is None:
+        return f"Neither more test items nor more seeds alone would decide: raise --limit-test and --seeds, {wider}."
+    if items is not None and items > available and by_seeds is None:
+        return _sentence(
+            f"{by_items} would decide if the scores stay as they are (now {n:,}), more than the {available:,} that the "
+            f"task has; accept a wider margin, or another task."
+        )
+    ways = " or ".join(way for way in (by_items, by_seeds) if way)
+    options = " or ".join(option for way, option in ((by_items, "--limit-test"), (by_seeds, "--seeds")) if way)
+    kept = ", which re-uses the weights that are kept" if by_items else ""
+    return _sentence(
+        f"{ways} would decide if the scores stay as they are (now {n:,} items): raise {options}{kept}; {wider}."
+    )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _most(numbers: Sequence[int | None]) -> int | None:
+    """The largest; None where for one of them no number suffices, or there is none."""
+    known = [number for number in numbers if number is not None]
+    return max(known) if known and len(known) == len(numbers) else None
+
+
+def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
+    shipped = arm.cost.shipped_bytes
+    if study.max_size is not None and shipped is not None and shipped > study.max_size:
+        return f"its weights take {_megabytes(shipped)} as they ship, and {_megabytes(study.max_size)} is the limit"
     if arm.vs_zero_shot is not None and arm.vs_zero_shot.verdict == "harm":
-        return f"it is {_points(-arm.vs_zero_shot.artifact.delta)} points below the untouched model on the task"
+        return f"it is {_points(-arm.vs_zero_shot.decisive.delta)} points below the untouched model on the task"
     retention = arm.retention
     if retention is None or retention.verdict != "harm":
         return None
@@ -142,11 +233,11 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
     gains = [name for name in left if (v := by_name[name].vs_zero_shot) is not None and v.verdict == "gain"]
     if gains:
         deltas = [
-            f"{name} {_points(v.artifact.delta, sign=True)}" for name in gains if (v := by_name[name].vs_zero_shot)
+            f"{name} {_points(v.decisive.delta, sign=True)}" for name in gains if (v := by_name[name].vs_zero_shot)
         ]
         lines.append(f"Above the untouched model beyond doubt: {', '.join(deltas)} points.")
     formats = {
-        name: v.artifact.delta
+        name: v.decisive.delta
         for name in left
         if (v := by_name[name].vs_zero_shot) is not None and v.verdict == "format_only"
     }
@@ -162,27 +253,8 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
     return lines
 
 
-def _next_step(
-    leader: str, scores: Mapping[str, stats.Scores], candidates: Sequence[str], margin: float, *, available: int
-) -> str:
-    """How many test items would bring the leader's bound within the margin, if the scores stayed as they are."""
-    n = len(scores[leader])
-    z = float(norm.isf((1 - CONFIDENCE) / max(1, len(candidates) - 1)))
-    needed = 0.0
-    for other in candidates:
-        if other != leader:
-            difference = scores[other] - scores[leader]
-            room = margin - float(difference.mean())
-            if room <= 0:
-                return (
-                    f"'{other}' scores higher than '{leader}' but is out: mend what does harm in it, and compare again."
-                )
-            needed = max(needed, float((difference**2).mean() - difference.mean() ** 2) * (z / room) ** 2)
-    items = max(math.ceil(needed / 100) * 100, n + 100)
-    wanted = f"About {items:,} test items would decide if the scores stay as they are (now {n:,})"
-    if items > available:
-        return f"{wanted}, more than the {available:,} that the task has; accept a wider margin, or another task."
-    return f"{wanted}: raise --limit-test, which re-uses the weights that are kept; or accept a wider margin."
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
 
 
 def _percent(value: float) -> str:

@@ -86,6 +86,8 @@ class ModelRecord(Record):
     """Whether generation is prompted through its chat template."""
     revision: str | None = None
     """Commit of the Hub repository."""
+    file_bytes: int | None = None
+    """Of the weights as they were given; None of a model in memory."""
 
     @property
     def label(self) -> str:
@@ -283,6 +285,18 @@ class Look(Record):
     task: str
     n: int
     evaluation: str
+
+
+class Answered(Record):
+    """An answer that a study gave of a model and task; giving it again is no further look."""
+
+    time: str
+    model: str
+    task: str
+    evaluated: dict[str, str]
+    """By arm: digest of the keys of its target evaluations, which change with items, seeds and settings."""
+    alpha: float
+    """Level that its tests spent."""
 
 
 class Environment(Record):

@@ -84,7 +84,7 @@ def _removes(arm: ArmResult, rescued: ArmResult, margin: float) -> bool | None:
         "task": arm.vs_zero_shot is not None
         and (
             arm.vs_zero_shot.verdict in ("gain", "no_difference")
-            or arm.vs_zero_shot.artifact.ci95_adjusted[0] > -margin
+            or arm.vs_zero_shot.decisive.ci95_adjusted[0] > -margin
         ),
         "retention": arm.retention is not None and arm.retention.verdict == "no_difference",
     }
@@ -110,8 +110,8 @@ def _now(arm: ArmResult) -> str:
     versus, retention = arm.vs_zero_shot, arm.retention
     parts = []
     if versus is not None:
-        low, high = (100 * end for end in versus.artifact.ci95_adjusted)
-        parts.append(f"{100 * versus.artifact.delta:+.1f} points on the task ({low:+.1f} to {high:+.1f})")
+        low, high = (100 * end for end in versus.decisive.ci95_adjusted)
+        parts.append(f"{100 * versus.decisive.delta:+.1f} points on the task ({low:+.1f} to {high:+.1f})")
     if retention is not None and retention.delta is not None:
         parts.append(f"{100 * retention.delta:+.1f} on general tasks")
     if retention is not None and retention.bits_per_byte_delta is not None:

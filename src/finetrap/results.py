@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 SCHEMA = "finetrap/results/1"
 
+Estimand = Literal["artifact", "recipe"]
+"""This checkpoint, over items; or this way of adapting, over items and seeds."""
+
 Verdict = Literal["gain", "harm", "no_difference", "format_only", "undecided", "floor", "ceiling"]
 ClaimVerdict = Literal["supported", "refuted", "undetermined"]
 
@@ -42,10 +45,10 @@ class Artifact(Record):
 
 
 class Recipe(Record):
-    """This way of adapting against the untouched model, over items and seeds."""
+    """This way of adapting against the untouched model: variance over items and seeds, which arms lend each other."""
 
     delta: float
-    """Mean accuracy over seeds minus that of the untouched model."""
+    """Accuracy of the arm, the mean over seeds, minus that of the untouched model."""
     ci95: tuple[float, float]
     """Over items and seeds."""
     ci95_adjusted: tuple[float, float]
@@ -53,15 +56,21 @@ class Recipe(Record):
     sign_only: bool = False
     """Holm's method shows the sign, and the adjusted interval no size: its near end was set to 0."""
     p: float
+    """Agrees with `ci95`: below 5% exactly where that leaves out 0."""
     p_adjusted: float
-    """Holm's, within the model and task."""
+    """Holm's, within the model and task; of an arm without seeds its checkpoint's p is in the family."""
     mde: float
-    """Minimum detectable effect: found significant four times in five."""
+    """Minimum detectable effect: found significant four times in five; approximate."""
     seeds: int
+    """How many."""
+    df_seeds: float | None = None
+    """Degrees of freedom of the pooled variance between seeds; null where no arm's seeds differ."""
     items_needed: int | None = None
-    """Test items that would decide, if the scores stay as they are; null: no number does."""
+    """Test items that would show this difference, if scores stay as they are; null: it is shown, or no number does."""
     seeds_needed: int | None = None
-    """Likewise seeds."""
+    """Likewise seeds of every arm."""
+    seed_ratio: float = 1.0
+    """How much more this arm's accuracy varies between its seeds than the arms' together says."""
 
 
 class VersusZeroShot(Record):
@@ -72,9 +81,14 @@ class VersusZeroShot(Record):
     margin: float
     """Differences below it would not change the choice."""
     artifact: Artifact
-    """This checkpoint; the verdict is about it."""
+    """The first seed's checkpoint; the verdict is about it where `recipe` is null."""
     recipe: Recipe | None = None
-    """Over seeds; null with too few of them."""
+    """Over seeds; the verdict is about it. Null where this arm, or all arms together, have too few of them."""
+
+    @property
+    def decisive(self) -> Artifact | Recipe:
+        """What the verdict is from."""
+        return self.recipe or self.artifact
 
 
 class RetentionTask(Record):
@@ -157,6 +171,9 @@ class ArmCost(Record):
     """Shots included."""
     output_tokens_per_query: float
     """For multiple choice the tokens of all choices, which are scored and not generated."""
+    shipped_bytes: int | None = None
+    """Of the weights on a device: for arms that prompt the file or files given, else all weights, adapters merged, in
+    the precision of the evaluation. Null where it is not known."""
 
 
 class TuningCandidate(Record):
@@ -205,7 +222,7 @@ class ArmResult(Record):
     accuracy: float
     """By the rule that decides; mean over seeds."""
     ci95: tuple[float, float]
-    """Wilson's, over items only."""
+    """Over items, by Wilson; over items and seeds where the verdict is about the recipe."""
     accuracy_strict: float | None
     """In the stated format; null for multiple choice, and where no format is taught."""
     accuracy_raw: float | None
@@ -246,15 +263,17 @@ class Comparison(Record):
     a: str
     b: str
     delta: float
-    """Accuracy of a minus b, first seeds."""
+    """Accuracy of a minus b."""
     ci95: tuple[float, float]
-    """Tango's score interval."""
+    """Tango's score interval of the first seeds; of a recipe, over items and seeds."""
     p: float
-    """McNemar, the larger of mid-p and score."""
+    """McNemar, the larger of mid-p and score; of a recipe, the one that agrees with the interval."""
     p_adjusted: float | None
     """Null: pairs are outside the corrected family."""
     verdict: Literal["gain", "harm", "undecided"]
     """Of a against b, by the uncorrected p at 5%."""
+    estimand: Estimand = "artifact"
+    """`recipe` where both arms have the seeds for it."""
 
 
 class Rescue(Record):
@@ -281,7 +300,7 @@ class Recommendation(Record):
     why: tuple[str, ...]
     """The evidence, a sentence each."""
     confidence: float | None
-    """That the arm loses at most `regret_upper` against the best, over items."""
+    """That the arm loses at most `regret_upper` against the best: of this checkpoint, or of this recipe."""
     regret_upper: float | None
     """Of the recommended arm, or of the leader where undecided."""
     next_step: str
@@ -292,6 +311,14 @@ class Recommendation(Record):
     """Arm to the reason why it is out."""
     rescues: tuple[Rescue, ...] = ()
     """Of the arms that did harm, where the study was to rescue them."""
+    estimand: Estimand = "artifact"
+    """What `regret_upper` is about: `recipe` where arms have seeds; an arm without them is in it as its checkpoint."""
+    prior_advice: str | None = None
+    """What others found for models of this kind, no evidence of this study; only where it is undecided."""
+    look: int = 1
+    """Which answer this is to tests of the same arms: raised when items, seeds or settings are changed after one."""
+    alpha: float = 0.05
+    """Level of this look's tests."""
 
     @property
     def undecided(self) -> bool:

@@ -22,6 +22,8 @@ class Section(NamedTuple):
     """Loss of general tasks that is accepted, a fraction."""
     bits_tolerance: float
     """Loss on general text that is accepted, in bits per byte."""
+    queries: int
+    """Over which the cost of an arm counts."""
 
 
 def sections(results: Results, store: Store | None = None) -> list[Section]:
@@ -34,16 +36,16 @@ def sections(results: Results, store: Store | None = None) -> list[Section]:
     }
     # Records that were written before a setting was have its default.
     known = results.study["settings"]
-    chosen = {key: value for key, value in known.items() if key in _TOLERANCES} if isinstance(known, dict) else {}
-    tolerated = {key: float(chosen.get(key, Study.model_fields[key].default)) for key in _TOLERANCES}
+    chosen = {key: value for key, value in known.items() if key in _SETTINGS} if isinstance(known, dict) else {}
+    forgotten, bits, queries = (chosen.get(key, Study.model_fields[key].default) for key in _SETTINGS)
     found = []
     for model, task, arms, recommendation in groups(results):
         mine = {arm.arm: log for arm in arms if (log := logs.get((model, task, arm.arm)))}
-        found.append(Section(model, task, arms, recommendation, mine, *tolerated.values()))
+        found.append(Section(model, task, arms, recommendation, mine, float(forgotten), float(bits), int(queries)))
     return found
 
 
-_TOLERANCES = ("forgetting_tolerance", "bits_per_byte_tolerance")
+_SETTINGS = ("forgetting_tolerance", "bits_per_byte_tolerance", "queries")
 
 
 def settings_of(arm: ArmResult) -> str:

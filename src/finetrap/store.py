@@ -1,6 +1,6 @@
 """The study folder, which is the database. Nothing else writes records.
 
-    study.yaml  plan.json  looks.jsonl  results.json  report.html  report.md  charts/
+    study.yaml  plan.json  looks.jsonl  answers.jsonl  results.json  report.html  report.md  charts/
     items/TASK--DIGEST12.jsonl.gz      what was asked: the examples of a test set
     trials/NAME--KEY/  spec.json  train_log.jsonl  training.json  artifact/  failure.json
                        PURPOSE--TASK--KEY/  rows.jsonl.gz  result.json
@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from finetrap.config import Study, load_study
 from finetrap.errors import StudyError
 from finetrap.records import (
+    Answered,
     Evaluation,
     EvaluationRecord,
     FailureRecord,
@@ -197,6 +198,20 @@ class Store:
         )
         with (self.folder / "looks.jsonl").open("a", encoding="utf-8") as file:
             file.write(look.model_dump_json() + "\n")
+
+    def answers(self) -> list[Answered]:
+        """The answers that the study gave, in order.
+
+        Raises:
+            StudyError: the file is damaged.
+        """
+        path = self.folder / "answers.jsonl"
+        return _read_lines(path, Answered.model_validate_json) if path.is_file() else []
+
+    def log_answer(self, answered: Answered) -> None:
+        """Note that an answer is being given."""
+        with (self.folder / "answers.jsonl").open("a", encoding="utf-8") as file:
+            file.write(answered.model_dump_json() + "\n")
 
     # Trials
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from finetrap.answer import build_results
 from finetrap.config import Study
 from finetrap.errors import StudyError
+from finetrap.looks import log_answers
 from finetrap.method import build, is_trained, tunable
 from finetrap.models import LoadedModel, Source
 from finetrap.plan import missing, test_items
@@ -124,7 +125,10 @@ def answer(study: Study, store: Store) -> Results:
     from finetrap.page import write_page
     from finetrap.report import write_report
 
-    results = build_results(study, store.plan(), store).within(store.folder)
+    resolved = store.plan()
+    with disk_errors(store.folder):
+        log_answers(study, resolved, store)
+    results = build_results(study, resolved, store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
         write_report(results, study, store)

@@ -29,13 +29,13 @@ class _Axis(NamedTuple):
         return found | {tick: f"{tick:,g}" for tick in every if min(costs) / 2 <= tick <= 2 * max(costs)}
 
 
-def cost_chart(arms: Sequence[ArmResult], canvas: Canvas, *, recommended: str | None) -> str | None:
+def cost_chart(arms: Sequence[ArmResult], canvas: Canvas, *, queries: int, recommended: str | None) -> str | None:
     """Accuracy by what adapting takes, once, and by what owning it takes; None where nothing has a cost.
 
     The two differ: a prompt of solved examples takes nothing once, and is paid for at every query.
     """
     shown = [arm for arm in arms if arm.arm != "constant"]
-    own = [cost_to_own(arm) for arm in shown]
+    own = [cost_to_own(arm, queries=queries) for arm in shown]
     if not shown or not all(own):
         return None
     panels = [_Axis("cost to own, times the cheapest", [cost / min(own) for cost in own])]

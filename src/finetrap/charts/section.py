@@ -11,7 +11,6 @@ from finetrap.charts.learn_forget import learn_forget_chart
 from finetrap.charts.learning import learning_chart
 from finetrap.charts.outcomes import outcome_chart
 from finetrap.charts.tuning import curve_of, rate_of, tuning_chart
-from finetrap.recommend import QUERIES
 from finetrap.results import ArmResult, Retention, TuningCandidate
 from finetrap.sections import Section
 from finetrap.words import ends, estimand, in_words, percent, points
@@ -68,11 +67,11 @@ def charts_of(section: Section) -> list[Chart]:
         ),
         Chart(
             "cost",
-            f"Accuracy with its 95% interval, by the cost to adapt and by the cost to own: training, and {QUERIES:,} "
-            "queries, in operations. The dotted line is the trivial answer, a ring marks the arm that is recommended "
+            "Accuracy with its 95% interval, by the cost to adapt and by the cost to own: training, and "
+            f"{section.queries:,} queries, in operations. The dotted line is the trivial answer, a ring marks the arm that is recommended "
             "or leads.",
             _listed(f"{arm.arm}: {percent(arm.accuracy)}, {seconds_once(arm):.0f} s to adapt." for arm in arms),
-            lambda canvas: cost_chart(arms, canvas, recommended=marked),
+            lambda canvas: cost_chart(arms, canvas, queries=section.queries, recommended=marked),
         ),
         Chart(
             "outcomes",

@@ -1,0 +1,221 @@
+"""Arms against the untouched model, and in pairs: tables of scores in, verdicts out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from finetrap import stats
+from finetrap.results import Artifact, Comparison, Recipe, Verdict, VersusZeroShot
+
+LEAST_DF = 4
+"""Seeds beyond the first, of all arms of a model and task together, from which verdicts are about recipes."""
+REFERENCES = ("constant", "zero_shot")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An arm's scores, each (n, S): items down, seeds across."""
+
+    table: stats.Scores
+    """By the rule that decides."""
+    by_rule: Mapping[str, stats.Scores] = field(default_factory=dict)
+    """By the other rules, in which a gain or harm has to keep its sign."""
+
+    @property
+    def first(self) -> stats.Scores:
+        """The first seed's, (n,)."""
+        return self.table[:, 0]
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether there is a second seed."""
+        return bool(self.table.shape[1] > 1)
+
+
+def pool_of(arms: Mapping[str, Scored]) -> stats.SeedPool | None:
+    """What arms of a model and task say together of seeds; None where that is too little for verdicts on recipes."""
+    tables = [arm.table for arm in arms.values() if arm.has_seeds]
+    return stats.pool_seeds(tables) if sum(table.shape[1] - 1 for table in tables) >= LEAST_DF else None
+
+
+def versus_zero_shot(
+    arms: Mapping[str, Scored], *, margin: float, alpha: float = stats.ALPHA
+) -> dict[str, VersusZeroShot]:
+    """The corrected family of a model and task: every arm but the trivial one against zero-shot.
+
+    `arms` are all on the same items, `zero_shot` and `constant` among them, which have no seeds. A verdict is about the
+    recipe where there is one, else about the first seed's checkpoint; both are in one family. `alpha` is the level of
+    this look at the data.
+    """
+    family = {name: arm for name, arm in arms.items() if name not in REFERENCES}
+    if "zero_shot" not in arms or not family:
+        return {}
+    zero, pool = arms["zero_shot"], pool_of(arms)
+    trivial = arms["constant"].first if "constant" in arms else np.zeros_like(zero.first)
+    differences = {
+        name: stats.difference(arm.table, zero.first, pool)
+        for name, arm in family.items()
+        if pool is not None and arm.has_seeds
+    }
+    of_checkpoints = {name: stats.paired_p(*stats.discordant(arm.first, zero.first)) for name, arm in family.items()}
+    decisive = {name: differences[name].p if name in differences else p for name, p in of_checkpoints.items()}
+    adjusted = dict(zip(decisive, stats.holm(list(decisive.values())), strict=True))
+    others = dict(zip(of_checkpoints, stats.holm(list(of_checkpoints.values())), strict=True))
+    results = {}
+    for name, arm in family.items():
+        compared = _Compared(arm, zero, trivial, pool, differences.get(name), alpha, len(family))
+        artifact = artifact_of(
+            arm.first,
+            zero.first,
+            p_adjusted=others[name] if name in differences else adjusted[name],
+            family=len(family),
+            alpha=alpha,
+        )
+        recipe = compared.recipe(adjusted[name])
+        verdict = compared.verdict(recipe or artifact, margin)
+        results[name] = VersusZeroShot(verdict=verdict, margin=margin, artifact=artifact, recipe=recipe)
+    return results
+
+
+def artifact_of(
+    a: stats.Scores,
+    b: stats.Scores,
+    *,
+    p_adjusted: float | None = None,
+    family: int = 1,
+    alpha: float = stats.ALPHA,
+) -> Artifact:
+    """One checkpoint's scores (n,) against the untouched model's, in a family of so many at level `alpha`."""
+    only_a, only_b = stats.discordant(a, b)
+    p = stats.paired_p(only_a, only_b)
+    p_adjusted = p if p_adjusted is None else p_adjusted
+    simultaneous = stats.tango(only_a, only_b, len(a), alpha=alpha / family)
+    return Artifact(
+        delta=(only_a - only_b) / len(a),
+        ci95=stats.tango(only_a, only_b, len(a), alpha=stats.ALPHA),
+        ci95_adjusted=stats.sign_only(simultaneous, p_adjusted, only_a > only_b, alpha=alpha)[0],
+        p=p,
+        p_adjusted=p_adjusted,
+        mde=stats.minimum_detectable_effect(a - b, alpha=alpha / family),
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """An arm, what it is compared with, and the family it is in."""
+
+    arm: Scored
+    zero: Scored
+    trivial: stats.Scores
+    pool: stats.SeedPool | None
+    difference: stats.Difference | None
+    alpha: float
+    family: int
+
+    def recipe(self, p_adjusted: float) -> Recipe | None:
+        """The difference over items and seeds; None where the arm has no seeds to speak of."""
+        if self.difference is None or self.pool is None:
+            return None
+        difference, level = self.difference, self.alpha / self.family
+        interval, sign_only = stats.adjusted(difference, p_adjusted, self.family, alpha=self.alpha)
+        needed = stats.Needed(None, None)
+        if p_adjusted >= self.alpha:
+            target = abs(difference.delta)
+            needed = stats.needed(self.arm.table, self.zero.first, self.pool, target=target, alpha=level)
+        return Recipe(
+            delta=difference.delta,
+            ci95=difference.interval(stats.ALPHA),
+            ci95_adjusted=interval,
+            sign_only=sign_only,
+            p=difference.p,
+            p_adjusted=p_adjusted,
+            mde=difference.mde(level),
+            seeds=self.arm.table.shape[1],
+            df_seeds=self.pool.df if np.isfinite(self.pool.df) else None,
+            items_needed=needed.items,
+            seeds_needed=needed.seeds,
+            seed_ratio=stats.seed_ratio(self.arm.table, self.pool),
+        )
+
+    def verdict(self, evidence: Artifact | Recipe, margin: float) -> Verdict:
+        """The word, by the first of the rules that holds."""
+        zero_is_above = stats.beats(self.zero.first, self.trivial)
+        if not zero_is_above and not above(self.arm, self.trivial, self.pool):
+            return "floor"
+        if evidence.p_adjusted < self.alpha:
+            if evidence.delta < 0 and not zero_is_above:
+                return "floor"
+            if not self._same_sign_by_every_rule(evidence.delta):
+                return "format_only"
+            return "gain" if evidence.delta > 0 else "harm"
+        if self._equivalent(margin):
+            return "no_difference"
+        left = 1 - float(self.zero.first.mean())
+        return "ceiling" if left < evidence.mde or not self._gain_can_be_shown() else "undecided"
+
+    def _same_sign_by_every_rule(self, delta: float) -> bool:
+        """A difference in generated answers has to be there strictly and anywhere too, else a format was learned."""
+
+        def change(rule: str) -> float:
+            ours, theirs = self.arm.by_rule[rule], self.zero.by_rule[rule][:, 0]
+            return float((ours.mean(axis=1) if self.difference else ours[:, 0]).sum() - theirs.sum())
+
+        return all(change(rule) * delta > 0 for rule in self.arm.by_rule)
+
+    def _equivalent(self, margin: float) -> bool:
+        level = self.alpha / self.family
+        if self.difference is not None:
+            return stats.equivalent(self.difference, margin, alpha=level)
+        only_a, only_b = stats.discordant(self.arm.first, self.zero.first)
+        low, high = stats.tango(only_a, only_b, len(self.zero.first), alpha=2 * level)
+        return -margin < low and high < margin
+
+    def _gain_can_be_shown(self) -> bool:
+        """Whether an arm that is right everywhere would be told from the untouched model."""
+        perfect = np.ones_like(self.zero.first)
+        if self.difference is not None:
+            p = stats.difference(perfect, self.zero.first).p
+        else:
+            p = stats.paired_p(*stats.discordant(perfect, self.zero.first))
+        return p < self.alpha / self.family
+
+
+def above(arm: Scored, trivial: stats.Scores, pool: stats.SeedPool | None) -> bool:
+    """Whether an arm beats the trivial answer, one-sided at 5%: a gate in front of the tests, and no finding."""
+    if pool is None or not arm.has_seeds:
+        return stats.beats(arm.first, trivial)
+    return stats.difference(arm.table, trivial, pool).interval(0.1).low > 0
+
+
+def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]:
+    """Pairs of arms other than the references, exploratory: recipes where both have seeds, else first seeds."""
+    pool = pool_of(arms)
+    comparisons = []
+    for a, b in combinations([name for name in arms if name not in REFERENCES], 2):
+        one, other = arms[a], arms[b]
+        if pool is not None and one.has_seeds and other.has_seeds:
+            difference = stats.difference(one.table, other.table, pool)
+            delta, interval, p = difference.delta, difference.interval(stats.ALPHA), difference.p
+            estimand: Literal["artifact", "recipe"] = "recipe"
+        else:
+            found = artifact_of(one.first, other.first)
+            delta, interval, p, estimand = found.delta, stats.Interval(*found.ci95), found.p, "artifact"
+        sign: Literal["gain", "harm"] = "gain" if delta > 0 else "harm"
+        comparisons.append(
+            Comparison(
+                model=model,
+                task=task,
+                a=a,
+                b=b,
+                delta=delta,
+                ci95=interval,
+                p=p,
+                p_adjusted=None,
+                verdict=sign if p < stats.ALPHA else "undecided",
+                estimand=estimand,
+            )
+        )
+    return comparisons

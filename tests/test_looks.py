@@ -1,0 +1,106 @@
+"""Answers that are given after one was read are counted, and the level lasts for all of them."""
+
+from pathlib import Path
+
+import pytest
+from test_answer import Records, _first, _target_rows
+
+from finetrap.config import Study
+from finetrap.looks import LookAt, log_answers, look_at
+from finetrap.records import Plan
+from finetrap.results import Results
+from finetrap.store import Store
+
+
+def _answer(store: Store, n: int, *, seeds: int = 1, looks: str = "one", arms: tuple[str, ...] = ("lora",)) -> Results:
+    """The answer of a study of so many test items and seeds, in this folder."""
+    records = Records(store.folder)
+    records.add("constant", "constant", _target_rows(_first(n // 10, n)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(n // 3, n)))
+    for arm in arms:
+        for seed in range(seeds):
+            records.add(arm, "lora", _target_rows(_first(n // 2, n)), seed=seed)
+    log_answers(_study(looks), records.plan(), store)
+    return records.results(looks=looks)
+
+
+def _study(looks: str) -> Study:
+    return Study.model_validate({"models": "m", "tasks": "gsm8k", "looks": looks})
+
+
+def _look(results: Results) -> tuple[int, float]:
+    (recommendation,) = results.recommendations
+    return recommendation.look, recommendation.alpha
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    return Store(folder)
+
+
+def test_one_look_has_the_whole_level_and_answering_again_is_the_same_look(store: Store) -> None:
+    for _ in range(2):
+        results = _answer(store, 100)
+        assert _look(results) == (1, 0.05)
+        assert not any("look" in warning for warning in results.warnings)
+    assert len(store.answers()) == 1
+
+
+def test_an_arm_that_is_added_is_no_further_look(store: Store) -> None:
+    _answer(store, 100)
+    assert _look(_answer(store, 100, arms=("lora", "dora"))) == (1, 0.05)
+
+
+@pytest.mark.parametrize("change", [{"n": 120}, {"n": 100, "seeds": 2}])
+def test_more_items_or_seeds_after_the_one_look_are_exploratory(store: Store, change: dict[str, int]) -> None:
+    _answer(store, 100)
+    results = _answer(store, **change)
+    assert _look(results) == (2, 0.05)
+    assert any("exploratory" in warning and "gsm8k" in warning for warning in results.warnings)
+
+
+def test_many_looks_share_the_level(store: Store) -> None:
+    found = [_answer(store, n, looks="many") for n in (100, 120, 140)]
+    assert [_look(results) for results in found] == [(1, 0.04), (2, pytest.approx(0.008)), (3, pytest.approx(0.0016))]
+    assert not any("exploratory" in warning for results in found for warning in results.warnings)
+    assert any("look 3, tested at 0.16%" in warning for warning in found[2].warnings)
+    # The first question again is answered at the level that it had.
+    assert _look(_answer(store, 100, looks="many")) == (1, 0.04)
+
+
+def test_the_level_decides_the_verdict(store: Store, tmp_path: Path) -> None:
+    def verdict(folder: Path, looks: str) -> str:
+        records = Records(folder)
+        records.add("constant", "constant", _target_rows(_first(20)))
+        records.add("zero_shot", "zero_shot", _target_rows(_first(120)))
+        # 20 won and 8 lost: p is 0.024, below 5% and above the 0.8% of a second look.
+        right = [8 <= i < 140 for i in range(400)]
+        records.add("lora", "lora", _target_rows(right))
+        log_answers(_study(looks), records.plan(), records.store)
+        arm = next(arm for arm in records.results(looks=looks).arms if arm.arm == "lora")
+        assert arm.vs_zero_shot is not None
+        return arm.vs_zero_shot.verdict
+
+    _answer(store, 100, looks="many")
+    assert verdict(store.folder, "many") == "undecided"
+    other = tmp_path / "other"
+    other.mkdir()
+    assert verdict(other, "many") == "gain"
+
+
+def test_a_study_that_spent_everything_at_once_cannot_have_many_looks_afterwards(store: Store) -> None:
+    _answer(store, 100, looks="one")
+    assert any("exploratory" in warning for warning in _answer(store, 120, looks="many").warnings)
+
+
+def test_an_answer_without_all_its_evaluations_is_no_look(store: Store) -> None:
+    records = Records(store.folder)
+    records.add("zero_shot", "zero_shot", _target_rows(_first(40, 100)))
+    missing = Records(store.folder.with_name("elsewhere"))
+    missing.add("lora", "lora", _target_rows(_first(40, 100)))
+    plan: Plan = records.plan().model_copy(update={"planned": (*records.planned, *missing.planned)})
+    log_answers(_study("one"), plan, store)
+    assert store.answers() == []
+    assert look_at(_study("many"), plan, store, "m (from GGUF Q4_1)", "gsm8k") == LookAt(1, 0.04, False)

@@ -1,0 +1,164 @@
+"""Verdicts on recipes: tables of scores whose answer is known."""
+
+import numpy as np
+import pytest
+
+from finetrap import stats
+from finetrap.results import Recipe, VersusZeroShot
+from finetrap.versus import Scored, pairs, pool_of, versus_zero_shot
+
+N = 600
+
+
+def _first(count: int, *, n: int = N) -> stats.Scores:
+    return (np.arange(n) < count).astype(float)
+
+
+def _arm(*counts: int, n: int = N) -> Scored:
+    """Right on its first so many items, by seed."""
+    return Scored(np.stack([_first(count, n=n) for count in counts], axis=1))
+
+
+def _family(zero: int = 180, trivial: int = 30, *, n: int = N, **arms: Scored) -> dict[str, Scored]:
+    return {"constant": _arm(trivial, n=n), "zero_shot": _arm(zero, n=n), **arms}
+
+
+def _recipe(versus: VersusZeroShot) -> Recipe:
+    assert versus.recipe is not None
+    return versus.recipe
+
+
+def test_an_arm_that_gains_with_one_seed_only_is_no_gain_of_the_recipe() -> None:
+    lucky = _arm(260, 170, 175)
+    alone = versus_zero_shot(_family(lucky=Scored(lucky.table[:, :1])), margin=0.02)["lucky"]
+    assert (alone.verdict, alone.recipe) == ("gain", None)
+    among = versus_zero_shot(_family(lucky=lucky, other=_arm(180, 185, 175)), margin=0.02)["lucky"]
+    assert among.verdict == "undecided"
+    assert among.artifact.delta == pytest.approx(80 / N)
+    assert _recipe(among).delta == pytest.approx((260 + 170 + 175) / 3 / N - 180 / N)
+    assert among.decisive is among.recipe
+
+
+def test_steady_arms_gain_and_harm_as_recipes() -> None:
+    arms = _family(better=_arm(280, 276, 284), worse=_arm(90, 94, 88))
+    found = versus_zero_shot(arms, margin=0.02)
+    assert {name: versus.verdict for name, versus in found.items()} == {"better": "gain", "worse": "harm"}
+    recipe = _recipe(found["better"])
+    pool = pool_of(arms)
+    difference = stats.difference(arms["better"].table, arms["zero_shot"].first, pool)
+    assert recipe.p == difference.p
+    assert recipe.ci95 == difference.interval(0.05)
+    assert recipe.ci95_adjusted == difference.interval(0.025)
+    assert recipe.mde == difference.mde(0.025)
+    assert (recipe.seeds, recipe.df_seeds, recipe.items_needed) == (3, pool.df if pool else None, None)
+
+
+def test_recipes_need_four_seeds_beyond_the_first() -> None:
+    few = versus_zero_shot(_family(a=_arm(200, 205, 210), b=_arm(200, 210)), margin=0.02)
+    assert [versus.recipe for versus in few.values()] == [None, None]
+    enough = versus_zero_shot(_family(a=_arm(200, 205, 210), b=_arm(200, 210, 205), c=_arm(200)), margin=0.02)
+    assert _recipe(enough["a"]).seeds == 3
+    assert enough["c"].recipe is None, "a checkpoint has no other seed"
+
+
+def test_one_family_holds_the_p_of_recipes_and_of_checkpoints() -> None:
+    arms = _family(a=_arm(225, 230, 220), b=_arm(190, 195, 200), mine=_arm(215))
+    found = versus_zero_shot(arms, margin=0.02)
+    p_values = [_recipe(found["a"]).p, _recipe(found["b"]).p, found["mine"].artifact.p]
+    adjusted = [_recipe(found["a"]).p_adjusted, _recipe(found["b"]).p_adjusted, found["mine"].artifact.p_adjusted]
+    assert adjusted == pytest.approx(stats.holm(p_values))
+
+
+def test_an_undecided_recipe_says_what_would_decide() -> None:
+    arms = _family(a=_arm(185, 190, 180), b=_arm(180, 184, 176))
+    versus = versus_zero_shot(arms, margin=0.02)["a"]
+    recipe = _recipe(versus)
+    assert versus.verdict == "undecided"
+    assert recipe.items_needed is not None
+    expected = stats.needed(
+        arms["a"].table, arms["zero_shot"].first, pool_of(arms), target=abs(recipe.delta), alpha=0.025
+    )
+    assert (recipe.items_needed, recipe.seeds_needed) == expected
+
+
+def test_seeds_that_differ_much_more_than_the_others_are_told() -> None:
+    found = versus_zero_shot(
+        _family(wild=_arm(60, 250, 400), **{f"calm{i}": _arm(200, 202, 198) for i in range(4)}), margin=0.02
+    )
+    assert _recipe(found["wild"]).seed_ratio > 2 > _recipe(found["calm0"]).seed_ratio
+
+
+def test_equal_recipes_are_no_difference_within_a_margin_that_the_items_can_show() -> None:
+    arms = {
+        "constant": _arm(300, n=4000),
+        "zero_shot": _arm(1200, n=4000),
+        "a": _arm(1200, 1201, 1199, n=4000),
+        "b": _arm(1200, 1202, 1198, n=4000),
+    }
+    assert versus_zero_shot(arms, margin=0.02)["a"].verdict == "no_difference"
+    assert versus_zero_shot(arms, margin=0.0005)["a"].verdict == "undecided"
+
+
+def test_the_floor_is_that_of_recipes() -> None:
+    # The first seed alone beats the trivial answer; the recipe does not.
+    arms = _family(zero=20, trivial=24, a=_arm(60, 10, 12), b=_arm(22, 24, 20))
+    assert versus_zero_shot(arms, margin=0.02)["a"].verdict == "floor"
+    assert versus_zero_shot({**arms, "a": Scored(arms["a"].table[:, :1])}, margin=0.02)["a"].verdict == "gain"
+
+
+def test_harm_is_not_claimed_of_an_untouched_model_at_the_floor() -> None:
+    trivial = Scored(((np.arange(N) >= 100) & (np.arange(N) < 275)).astype(float)[:, None])
+    above = Scored(np.stack([_first(560)] * 3, axis=1))
+    arms = {"constant": trivial, "zero_shot": _arm(180), "worse": _arm(0, 1, 2), "above": above}
+    found = versus_zero_shot(arms, margin=0.02)
+    assert (found["worse"].verdict, found["above"].verdict) == ("floor", "gain")
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(5, "ceiling"), (100, "undecided")])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_where_even_a_perfect_arm_could_not_be_told_it_is_the_ceiling(errors: int, verdict: str, seeds: int) -> None:
+    # Two items lost and three won, so that a small margin is not ruled out.
+    zero = _first(N - errors)
+    won = zero.copy()
+    won[:2] = 0
+    won[N - errors : N - errors + 3] = 1
+    arm = Scored(np.stack([won] * seeds, axis=1))
+    arms = {"constant": _arm(30), "zero_shot": Scored(zero[:, None]), "a": arm, "b": arm}
+    assert versus_zero_shot(arms, margin=0.001)["a"].verdict == verdict
+
+
+def test_a_gain_of_the_recipe_has_to_be_there_by_every_rule_and_over_all_seeds() -> None:
+    better, same = _arm(280, 276, 284), _arm(180, 178, 176)
+    zero = Scored(_arm(180).table, {"strict": _arm(20).table, "anywhere": _arm(180).table})
+    arms = {
+        "constant": _arm(30),
+        "zero_shot": zero,
+        "solver": Scored(better.table, {"strict": better.table, "anywhere": better.table}),
+        "formatter": Scored(better.table, {"strict": better.table, "anywhere": same.table}),
+    }
+    found = versus_zero_shot(arms, margin=0.02)
+    assert (found["solver"].verdict, found["formatter"].verdict) == ("gain", "format_only")
+
+
+def test_a_smaller_level_asks_for_more() -> None:
+    arms = _family(a=_arm(222, 214, 206), b=_arm(180, 181, 182))
+    p_adjusted = _recipe(versus_zero_shot(arms, margin=0.02)["a"]).p_adjusted
+    assert p_adjusted < 0.05
+    strict = versus_zero_shot(arms, margin=0.02, alpha=p_adjusted * 0.99)["a"]
+    assert strict.verdict == "undecided"
+    plain = versus_zero_shot(arms, margin=0.02)["a"]
+    assert plain.verdict == "gain"
+    assert _recipe(strict).ci95 == _recipe(plain).ci95
+    assert _recipe(strict).ci95_adjusted[0] < _recipe(plain).ci95_adjusted[0]
+
+
+def test_pairs_are_recipes_where_both_have_seeds() -> None:
+    arms = _family(a=_arm(280, 276, 284), b=_arm(180, 184, 176), mine=_arm(280))
+    found = {(pair.a, pair.b): pair for pair in pairs("m", "t", arms)}
+    both = found["a", "b"]
+    difference = stats.difference(arms["a"].table, arms["b"].table, pool_of(arms))
+    assert (both.estimand, both.verdict, both.p) == ("recipe", "gain", difference.p)
+    assert (both.delta, both.ci95) == (difference.delta, difference.interval(0.05))
+    checkpoint = found["b", "mine"]
+    assert (checkpoint.estimand, checkpoint.verdict, checkpoint.p_adjusted) == ("artifact", "harm", None)
+    assert checkpoint.delta == pytest.approx(-100 / N)
