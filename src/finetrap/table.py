@@ -26,7 +26,7 @@ WORDS = {
     "ceiling": "ceiling",
 }
 
-_STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
+STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
 
 
 class Grid(NamedTuple):
@@ -68,7 +68,7 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
     return (
         arm.arm,
         f"{percent(arm.accuracy)} ({100 * low:.0f} to {100 * high:.0f})",
-        "-" if versus is None else f"{points(versus.artifact.delta)} [{_ends(versus.artifact.ci95_adjusted)}]",
+        "-" if versus is None else f"{points(versus.artifact.delta)} [{ends(versus.artifact.ci95_adjusted)}]",
         {"constant": "trivial", "zero_shot": "reference"}.get(arm.arm, "-")
         if versus is None
         else WORDS[versus.verdict],
@@ -79,7 +79,8 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
     )
 
 
-def _ends(interval: tuple[float, float]) -> str:
+def ends(interval: tuple[float, float]) -> str:
+    """An interval of a difference, in points."""
     return f"{points(interval[0])}, {points(interval[1])}"
 
 
@@ -116,7 +117,7 @@ def render(results: Results) -> RenderableType:
         for arm in arms:
             row = [Text(cell) for cell in cells(arm)]
             if arm.vs_zero_shot is not None:
-                row[3].stylize(_STYLES.get(arm.vs_zero_shot.verdict, ""))
+                row[3].stylize(STYLES.get(arm.vs_zero_shot.verdict, ""))
             if arm.retention is not None and arm.retention.verdict == "harm":
                 row[4].stylize("bold red")
                 row[5].stylize("bold red")
