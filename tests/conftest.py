@@ -27,7 +27,6 @@ from finetrap.models import LoadedModel, find, load  # noqa: E402
 from finetrap.study import run  # noqa: E402
 from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
 
-
 # `make mutation` runs them thousands of times: fewer examples, always the same, on a machine however busy.
 hypothesis.settings.register_profile("mutation", max_examples=25, derandomize=True, deadline=None, database=None)
 

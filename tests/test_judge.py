@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, t
 from support import called
 from tiny import make_model, make_tokenizer
 
+from finetrap import stats
 from finetrap.config import Study
 from finetrap.errors import StudyError
 from finetrap.judge import judge, parse_runs
@@ -71,8 +73,9 @@ def compared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         tasks="arc_easy",
         arms=["few_shot:shots=1", "lora:rank=2,learning_rate=0.05"],
         limit_train=16,
-        limit_test=40,
+        limit_test=30,
         retention=[],
+        seeds=2,
         dtype="float32",
     )
     results = study.run(folder)
@@ -97,7 +100,7 @@ def test_the_numbers_are_those_of_a_study_on_the_same_items(
         for seed, rows in enumerate(seeds)
     ]
     judgement = judged(*files, baseline="zero_shot", margin=0.02)
-    assert (judgement.task, judgement.metric, judgement.n_test) == ("science", "acc_bytes", 40)
+    assert (judgement.task, judgement.metric, judgement.n_test) == ("science", "acc_bytes", 30)
     assert [arm.arm for arm in judgement.arms] == [arm.arm for arm in results.arms]
     for ours, theirs in zip(judgement.arms, results.arms, strict=True):
         assert ours.accuracy == pytest.approx(theirs.accuracy, abs=1e-12)
@@ -107,6 +110,7 @@ def test_the_numbers_are_those_of_a_study_on_the_same_items(
     if recommendation.method != "floor":
         regret = arm(judgement, recommendation.leader or recommendation.method).regret_upper
         assert recommendation.regret_upper == pytest.approx(regret, abs=1e-12)
+    assert all(arm.vs_zero_shot.recipe for arm in results.arms if arm.vs_zero_shot)
     assert {arm.vs_zero_shot.artifact.delta for arm in results.arms if arm.vs_zero_shot} - {0.0}
 
 
@@ -134,6 +138,42 @@ def test_more_arms_make_a_family(tmp_path: Path) -> None:
     assert among.artifact.p == alone.artifact.p
     assert among.artifact.p_adjusted == pytest.approx(2 * alone.artifact.p)
     assert among.artifact.ci95_adjusted[0] < alone.artifact.ci95_adjusted[0]
+
+
+def test_files_of_one_name_are_seeds_of_an_arm(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).random((2, 60, 3)) < np.array([0.3, 0.6])[:, None, None]
+    tables = dict(zip(("lora", "dora"), drawn.astype(float), strict=True))
+    runs = [
+        f"{name}={column(tmp_path / f'{name}{seed}' / NAME, ''.join(str(int(score)) for score in scores))}"
+        for name, table in tables.items()
+        for seed, scores in enumerate(table.T)
+    ]
+    dora = arm(judged(*runs), "dora")
+    assert [Path(file).parent.name for file in dora.files] == ["dora0", "dora1", "dora2"]
+    expected = stats.difference(tables["dora"], tables["lora"], stats.pool_seeds(tables.values()))
+    recipe = dora.vs_baseline and dora.vs_baseline.recipe
+    assert recipe
+    assert (recipe.seeds, recipe.delta) == (3, pytest.approx(drawn[1].mean() - drawn[0].mean()))
+    assert recipe.ci95 == pytest.approx(expected.interval(0.05))
+    assert dora.vs_baseline
+    assert dora.vs_baseline.verdict == "gain"
+    # One seed each says nothing of the recipe.
+    alone = arm(judged(runs[0], runs[3]), "dora").vs_baseline
+    assert alone
+    assert alone.recipe is None
+
+
+def test_what_would_decide_is_said_of_a_difference_that_is_not_shown(tmp_path: Path) -> None:
+    base = column(tmp_path / "base" / NAME, "1" * 40 + "0" * 60)
+    close = arm(judged(base, column(tmp_path / "close" / NAME, "0" * 8 + "1" * 44 + "0" * 48)), "close")
+    assert close.vs_baseline
+    assert (close.vs_baseline.verdict, close.vs_baseline.artifact.delta) == ("undecided", pytest.approx(0.04))
+    # (z + 0.84)^2 times the variance of a difference of one item, over the difference squared; z is t's at n - 1.
+    variance = (20 + 2) / 102 - (4 / 102) ** 2
+    exact = (t.isf(0.025, 99) + norm.isf(0.2)) ** 2 * variance * 100 / 102 / 0.04**2
+    assert close.items_needed == pytest.approx(exact, abs=1)
+    apart = arm(judged(base, column(tmp_path / "apart" / NAME, "1" * 90 + "0" * 10)), "apart")
+    assert apart.items_needed is None
 
 
 def test_another_baseline_turns_the_sign(tmp_path: Path) -> None:
@@ -318,7 +358,7 @@ ONE = [row(i, 1.0) for i in range(4)]
         ([{**one, "doc_hash": f"other{one['doc_id']}"} for one in ONE], "different tasks or splits"),
         ([{**one, "target": "9"} for one in ONE], "4 items of .* have another target .* '9' for '0'"),
         ([row(i, 1.0, "bleu") for i in range(4)], ":1: 'acc' is null"),
-        ([row(i, 17.5) for i in range(4)], ":1: 'acc' is 17.5, and a score is 0 to 1"),
+        ([row(i, 17.5) for i in range(4)], ":1: 'acc' is 17.5, and a verdict takes 0 or 1"),
         ([{"text": "no row of the harness"}], ":1: no row of"),
         ([{"doc_id": 1, "doc": {}, "target": "1"}], ":1: the row has no metric"),
         (["a text"], ":1: no row of"),

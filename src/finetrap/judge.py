@@ -1,6 +1,6 @@
 """Verdicts on runs of lm-evaluation-harness: its files are the arms, the statistics are a study's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,9 @@ from finetrap import stats
 from finetrap.errors import StudyError, unknown
 from finetrap.judgement import Judged, JudgedArm, Judgement
 from finetrap.lm_eval_samples import Samples, find, paired, read
-from finetrap.results import Artifact, Verdict, VersusZeroShot
-
-TRIVIAL = "constant"
-"""The name of the arm that gives one answer to all, if there is one: what is not above it is at the floor."""
+from finetrap.recommend import CONFIDENCE
+from finetrap.results import VersusZeroShot
+from finetrap.versus import TRIVIAL, Scored, accuracy_interval, pool_of, versus_zero_shot
 
 
 class Run(NamedTuple):
@@ -123,90 +122,50 @@ def _judge_task(
 ) -> Judgement:
     decides = files[0].chosen_filter(filter_name)
     measured = files[0].chosen_metric(metric, decides)
-    tables = _tables(runs, paired(files, measured, decides))
-    others = [
-        _tables(runs, paired(files, measured, name))
-        for name in files[0].filters
-        if name != decides and all(file.has(measured, name) for file in files)
-    ]
-    pool = stats.pool_seeds(table for arm, table in tables.items() if arm != TRIVIAL)
-    bounds = stats.regret_bounds({arm: table for arm, table in tables.items() if arm != TRIVIAL}, pool)
-    versus = versus_baseline(tables, others, baseline, margin)
+    arms = _scored(runs, files, measured, decides)
+    pool = pool_of(arms)
+    candidates = {arm: scored.first if pool is None else scored.table for arm, scored in arms.items() if arm != TRIVIAL}
+    bounds = stats.regret_bounds(candidates, pool, alpha=1 - CONFIDENCE)
+    versus = versus_zero_shot(arms, margin=margin, reference=baseline)
     return Judgement(
         task=task,
         metric=measured,
         filter=decides,
-        n_test=len(tables[baseline]),
+        n_test=len(arms[baseline].table),
         baseline=baseline,
         margin=margin,
         arms=tuple(
             JudgedArm(
                 arm=arm,
                 files=tuple(str(file.path) for run, file in zip(runs, files, strict=True) if run.arm == arm),
-                accuracy=float(table.mean()),
-                ci95=stats.accuracy_interval(table, pool),
+                accuracy=float(scored.table.mean()),
+                ci95=accuracy_interval(scored, pool),
                 vs_baseline=versus.get(arm),
+                items_needed=_items_needed(scored, arms[baseline], versus[arm], len(versus)) if arm in versus else None,
                 regret_upper=bounds.get(arm),
             )
-            for arm, table in tables.items()
+            for arm, scored in arms.items()
         ),
     )
 
 
-def _tables(runs: Sequence[Run], columns: Sequence[stats.Scores]) -> dict[str, stats.Scores]:
-    """By arm its scores: (n,), or items down and seeds across where it has several."""
-    by_arm: dict[str, list[stats.Scores]] = {}
-    for run, column in zip(runs, columns, strict=True):
-        by_arm.setdefault(run.arm, []).append(column)
-    return {arm: seeds[0] if len(seeds) == 1 else np.stack(seeds, axis=1) for arm, seeds in by_arm.items()}
+def _scored(runs: Sequence[Run], files: Sequence[Samples], metric: str, decides: str) -> dict[str, Scored]:
+    """By arm its scores, by the filter that decides and by every other one that all files have."""
+    others = [name for name in files[0].filters if name != decides and all(file.has(metric, name) for file in files)]
+    tables = {}
+    for name in (decides, *others):
+        columns = paired(files, metric, name)
+        tables[name] = {
+            arm: np.stack([c for run, c in zip(runs, columns, strict=True) if run.arm == arm], axis=1)
+            for arm in dict.fromkeys(run.arm for run in runs)
+        }
+    return {arm: Scored(table, {name: tables[name][arm] for name in others}) for arm, table in tables[decides].items()}
 
 
-def versus_baseline(
-    tables: Mapping[str, stats.Scores], others: Sequence[Mapping[str, stats.Scores]], baseline: str, margin: float
-) -> dict[str, VersusZeroShot]:
-    """The corrected family: every arm but the trivial one against the baseline."""
-    first = {arm: table if table.ndim == 1 else table[:, 0] for arm, table in tables.items()}
-    family = [arm for arm in tables if arm not in (TRIVIAL, baseline)]
-    trivial = first.get(TRIVIAL, np.zeros_like(first[baseline]))
-    counts = {arm: stats.discordant(first[arm], first[baseline]) for arm in family}
-    adjusted = stats.holm([stats.paired_p(*counts[arm]) for arm in family])
-    level, n = stats.ALPHA / len(family), len(trivial)
-    results = {}
-    for arm, p_adjusted in zip(family, adjusted, strict=True):
-        simultaneous = stats.tango(*counts[arm], n, alpha=level)
-        artifact = Artifact(
-            delta=float((first[arm] - first[baseline]).mean()),
-            ci95=stats.tango(*counts[arm], n),
-            ci95_adjusted=stats.sign_only(simultaneous, p_adjusted, counts[arm][0] > counts[arm][1])[0],
-            p=stats.paired_p(*counts[arm]),
-            p_adjusted=p_adjusted,
-            mde=stats.minimum_detectable_effect(first[arm] - first[baseline], alpha=level),
-        )
-        rules = [float((other[arm] - other[baseline]).sum()) for other in others]
-        verdict = _verdict(artifact, first[arm], first[baseline], trivial, rules, margin, level)
-        results[arm] = VersusZeroShot(verdict=verdict, margin=margin, artifact=artifact)
-    return results
-
-
-def _verdict(
-    artifact: Artifact,
-    arm: stats.Scores,
-    reference: stats.Scores,
-    trivial: stats.Scores,
-    rules: Sequence[float],
-    margin: float,
-    level: float,
-) -> Verdict:
-    above = stats.beats(reference, trivial)
-    if not above and not stats.beats(arm, trivial):
-        return "floor"
-    if artifact.p_adjusted < stats.ALPHA:
-        if artifact.delta < 0 and not above:
-            return "floor"
-        if any(rule * artifact.delta <= 0 for rule in rules):
-            return "format_only"
-        return "gain" if artifact.delta > 0 else "harm"
-    within = stats.tango(*stats.discordant(arm, reference), len(arm), alpha=2 * level)
-    if -margin < within.low and within.high < margin:
-        return "no_difference"
-    return "ceiling" if 1 - reference.mean() < artifact.mde else "undecided"
+def _items_needed(arm: Scored, reference: Scored, versus: VersusZeroShot, family: int) -> int | None:
+    if versus.recipe is not None:
+        return versus.recipe.items_needed
+    if versus.artifact.p_adjusted < stats.ALPHA:
+        return None
+    target, level = abs(versus.artifact.delta), stats.ALPHA / family
+    return stats.needed(arm.first, reference.first, None, target=target, alpha=level).items

@@ -10,7 +10,16 @@ from finetrap.results import VersusZeroShot
 from finetrap.table import STYLES, WORDS, ends, percent, points
 
 SCHEMA = "finetrap/judge/1"
-COLUMNS = ("arm", "accuracy (95% CI)", "vs baseline", "p (Holm)", "verdict", "detectable", "behind the best")
+COLUMNS = (
+    "arm",
+    "accuracy (95% CI)",
+    "vs baseline",
+    "p (Holm)",
+    "verdict",
+    "detectable",
+    "items to decide",
+    "behind the best",
+)
 
 
 class JudgedArm(Record):
@@ -25,6 +34,8 @@ class JudgedArm(Record):
     """Wilson's, over items; with several seeds over both."""
     vs_baseline: VersusZeroShot | None
     """The difference to the baseline, as a study's to zero-shot; null for the baseline and for the trivial arm."""
+    items_needed: int | None
+    """About so many would show this difference if the scores stay as they are; null: it is shown, or no number does."""
     regret_upper: float | None
     """What the arm loses at most against the best, for all arms at once, with 90% confidence; null for the trivial."""
 
@@ -83,8 +94,8 @@ def _cells(arm: JudgedArm, judgement: Judgement) -> list[Text]:
     behind = "-" if arm.regret_upper is None else f"at most {100 * arm.regret_upper:.1f}"
     if versus is None:
         word = "baseline" if arm.arm == judgement.baseline else "trivial"
-        return [Text(cell) for cell in (*row, "-", "-", word, "-", behind)]
-    effect = versus.recipe or versus.artifact
+        return [Text(cell) for cell in (*row, "-", "-", word, "-", "-", behind)]
+    effect = versus.decisive
     cells = [
         Text(cell)
         for cell in (
@@ -93,6 +104,7 @@ def _cells(arm: JudgedArm, judgement: Judgement) -> list[Text]:
             f"{effect.p_adjusted:.3g}",
             WORDS[versus.verdict],
             f"{100 * effect.mde:.1f}",
+            "-" if arm.items_needed is None else f"{arm.items_needed:,}",
             behind,
         )
     ]

@@ -69,7 +69,7 @@ class Samples(NamedTuple):
         return wanted or str(default)
 
     def scores(self, metric: str, filter_name: str, *, hashed: bool) -> dict[Key, tuple[float, str]]:
-        """By item its score, in [0, 1], and its target; keyed by the rows' hashes, or by their numbers.
+        """By item its score, 0 or 1, and its target; keyed by the rows' hashes, or by their numbers.
 
         Raises:
             StudyError: a row has no such score.
@@ -78,9 +78,9 @@ class Samples(NamedTuple):
         found = {}
         for sample in sorted(self.filters[filter_name], key=lambda sample: sample.doc_id):
             value = sample.metrics.get(metric)
-            if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+            if not isinstance(value, (bool, int, float)) or value not in (0, 1):
                 raise StudyError(
-                    f"{self.path}:{sample.line}: '{metric}' is {json.dumps(value)}, and a score is 0 to 1; "
+                    f"{self.path}:{sample.line}: '{metric}' is {json.dumps(value)}, and a verdict takes 0 or 1; "
                     f"choose another --metric."
                 )
             name = sample.doc_hash if hashed and sample.doc_hash else str(sample.doc_id)
