@@ -15,6 +15,7 @@ install_import_hook("finetrap", "shape_checks.check")
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from support import Place  # noqa: E402
@@ -25,6 +26,9 @@ from finetrap.config import ModelSpec, Study  # noqa: E402
 from finetrap.models import LoadedModel, find, load  # noqa: E402
 from finetrap.study import run  # noqa: E402
 from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
+
+# `make mutation` runs them thousands of times: fewer examples, always the same, on a machine however busy.
+hypothesis.settings.register_profile("mutation", max_examples=25, derandomize=True, deadline=None, database=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,7 +29,7 @@ from finetrap.results import (
 from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
-from finetrap.versus import Scored, artifact_of, pairs, pool_of, versus_zero_shot
+from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
 
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
@@ -230,9 +230,7 @@ def _arm_result(
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
-        ci95=stats.wilson(accuracy, len(cell.first))
-        if pool is None
-        else stats.accuracy_interval(cell.scored.table, pool),
+        ci95=accuracy_interval(cell.scored, pool),
         accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
         accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
         format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,

@@ -19,7 +19,7 @@ COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-_STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
+STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
 
 
 FOREST_LEGEND = (
@@ -112,7 +112,7 @@ def render(results: Results) -> RenderableType:
         for arm in arms:
             row = [Text(cell) for cell in cells(arm)]
             if arm.vs_zero_shot is not None:
-                row[3].stylize(_STYLES.get(arm.vs_zero_shot.verdict, ""))
+                row[3].stylize(STYLES.get(arm.vs_zero_shot.verdict, ""))
             if arm.retention is not None and arm.retention.verdict == "harm":
                 row[4].stylize("bold red")
                 row[5].stylize("bold red")
@@ -136,7 +136,7 @@ def _forest(arms: Sequence[ArmResult]) -> list[RenderableType]:
     table = Table.grid(padding=(0, 1))
     for arm in arms:
         if arm.arm in lines and arm.vs_zero_shot is not None:
-            style = _STYLES.get(arm.vs_zero_shot.verdict, "")
+            style = STYLES.get(arm.vs_zero_shot.verdict, "")
             table.add_row(Text(arm.arm), Text(lines[arm.arm], style=style), Text(in_words(arm) or ""))
     return [table, Text(FOREST_LEGEND, style="dim"), Text()]
 
