@@ -107,7 +107,7 @@ def results_html(results: Results, report: Path | None) -> str:
         parts.append(_items([words for arm in arms if (words := in_words(arm))]))
         parts += [_picture(svg, chart) for chart in charts_of(section) if (svg := chart.draw(FILE))]
         parts.append(_items([rescued(rescue) for rescue in recommendation.rescues]))
-    parts.append(_items([claimed(claim) for claim in results.claims]))
+    parts.append(_items([" ".join([claimed(claim), *claim.evidence]) for claim in results.claims]))
     warned = [f"warning: {warning}" for warning in results.warnings]
     parts.append(_items([*warned, *(f"failed: {failure.trial}: {failure.error}" for failure in results.failures)]))
     if report is not None:

@@ -140,7 +140,9 @@ def _section(section: Section, store: Store, name: str) -> dict[str, object]:
         ),
         "outcomes": _table("Answers by outcome", outcome_grid(arms)),
         "away": _table("Tasks that no arm was trained for", out_of_distribution_grid(arms)) if away else None,
-        "tuning": _table("Every candidate", tuning_grid(arms)) if any(arm.tuning for arm in arms) else None,
+        "tuning": _table("On validation items, never on test", tuning_grid(arms))
+        if any(arm.tuning for arm in arms)
+        else None,
         "cost": _table("Training once, and each query", cost_grid(arms)),
         "settings": _settings(section),
         "browsers": [

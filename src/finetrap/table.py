@@ -269,6 +269,7 @@ def tuning_grid(arms: Sequence[ArmResult]) -> Grid:
 
 def cost_grid(arms: Sequence[ArmResult]) -> Grid:
     """What training and a query take."""
+    tuned = any(arm.cost.tune_seconds is not None for arm in arms)
     rows = []
     for arm in arms:
         cost = arm.cost
@@ -277,6 +278,7 @@ def cost_grid(arms: Sequence[ArmResult]) -> Grid:
                 arm.arm,
                 f"{cost.trainable_params:,}",
                 f"{cost.train_seconds:.0f}",
+                *([number(cost.tune_seconds, ".0f")] if tuned else []),
                 "-" if cost.tokens_per_second is None else f"{cost.tokens_per_second:.0f}",
                 f"{cost.eval_seconds:.0f}",
                 f"{cost.peak_memory_bytes / 2**30:.1f}",
@@ -285,8 +287,8 @@ def cost_grid(arms: Sequence[ArmResult]) -> Grid:
                 f"{cost.output_tokens_per_query:.0f}",
             )
         )
-    header = ("arm", "trained weights", "training s", "tokens/s", "evaluation s", "peak GiB", "artifact MiB")
-    return Grid((*header, "prompt tokens/query", "output tokens/query"), rows)
+    header = ("arm", "trained weights", "training s", *(["tuning s"] if tuned else []), "tokens/s", "evaluation s")
+    return Grid((*header, "peak GiB", "artifact MiB", "prompt tokens/query", "output tokens/query"), rows)
 
 
 def markdown(grid: Grid) -> str:

@@ -51,8 +51,8 @@ def in_words(arm: ArmResult) -> str | None:
     sure = "p below 0.0001" if found.p_adjusted < 1e-4 else f"p {found.p_adjusted:.2g}"
     corrected = f"{sure}, corrected for all arms"
     said = {
-        "gain": f"{measured} above the untouched model, {corrected}.",
-        "harm": f"{measured} below the untouched model, {corrected}.",
+        "gain": f"{measured} against the untouched model, {corrected}.",
+        "harm": f"{measured} against the untouched model, {corrected}.",
         "no_difference": f"{measured}; a difference of {100 * versus.margin:g} points or more is ruled out.",
         "format_only": f"{measured}, but not by every way of reading an answer: the format was "
         f"{'learned' if found.delta > 0 else 'lost'}, and no more is shown.",

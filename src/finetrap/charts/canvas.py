@@ -70,7 +70,9 @@ def figure_of(rows: float, canvas: Canvas, panels: int = 1) -> "tuple[Figure, An
 
     height = 1.1 + 0.42 * rows
     down, across = (panels, 1) if canvas.narrow else (1, panels)
-    figure = Figure(figsize=(canvas.inches, down * height), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04))
+    figure = Figure(
+        figsize=(canvas.inches, down * height), dpi=72, layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04)
+    )
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis in axes:
         axis.spines[["top", "right", "left"]].set_visible(False)
@@ -85,11 +87,25 @@ def settings(canvas: Canvas) -> dict[str, Any]:
     return {"svg.fonttype": "none", "svg.hashsalt": "finetrap", "font.size": canvas.font}
 
 
+def laid_out(figure: "Figure") -> None:
+    """Say where everything stands, once and for all: every later drawing would do it again."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
 def svg(figure: "Figure", canvas: Canvas) -> str:
     """The figure as a file."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    laid_out(figure)
+    figure.patch.set(visible=canvas.opaque, facecolor="white")
+    for axis in figure.axes:
+        axis.patch.set_visible(False)
     text = StringIO()
-    ground = {"facecolor": "white"} if canvas.opaque else {"transparent": True}
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "finetrap"}, **ground)
+    # savefig would draw all of it twice.
+    FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": "finetrap"})
     return text.getvalue()
 
 

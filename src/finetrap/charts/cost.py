@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from math import ceil, floor, log10
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, svg, wrapped
+from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
 from finetrap.charts.labels import Point, label_points
 from finetrap.recommend import cost_to_own
 from finetrap.results import ArmResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class _Axis(NamedTuple):
@@ -44,6 +47,7 @@ def cost_chart(arms: Sequence[ArmResult], canvas: Canvas, *, queries: int, recom
         panels.insert(0, _Axis("training and tuning, seconds", once))
     figure, axes = figure_of(8, canvas, len(panels))
     trivial = next((arm for arm in arms if arm.arm == "constant"), None)
+    named: list[tuple[Axes, list[Point]]] = []
     for axis, panel in zip(axes, panels, strict=True):
         points = []
         for arm, cost in zip(shown, panel.costs, strict=True):
@@ -63,6 +67,9 @@ def cost_chart(arms: Sequence[ArmResult], canvas: Canvas, *, queries: int, recom
         axis.grid(axis="y", color=GRID, linewidth=0.8)
         axis.set_xlabel(wrapped(panel.name, canvas))
         axis.set_ylabel("accuracy, %")
+        named.append((axis, points))
+    laid_out(figure)
+    for axis, points in named:
         label_points(axis, points, canvas)
     return svg(figure, canvas)
 

@@ -40,5 +40,5 @@ def forest_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
         for kind, text in (("recipe", "round: recipe, over seeds"), ("artifact", "square: this checkpoint"))
         if kind in kinds
     )
-    axis.set_xlabel(wrapped(f"difference to zero-shot, points (adjusted interval; {marks})", canvas))
+    axis.set_xlabel(f"difference to zero-shot, points (adjusted interval)\n{wrapped(marks, canvas)}")
     return svg(figure, canvas)

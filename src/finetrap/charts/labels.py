@@ -8,7 +8,7 @@ from finetrap.charts.canvas import Canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
+    from matplotlib.transforms import Bbox, BboxBase
 
 
 class Point(NamedTuple):
@@ -22,18 +22,13 @@ class Point(NamedTuple):
 def label_points(axis: "Axes", points: Sequence[Point], canvas: Canvas) -> None:
     """Write each point's name beside it, where it covers no point and no other name, if there is such a place.
 
-    To be called last: limits and scales decide what lies where. The width of a name is estimated, since the font is
-    the reader's.
+    To be called when the figure is laid out: a pixel is a point there. The width of a name is estimated, since the
+    font is the reader's.
     """
     from matplotlib.transforms import Bbox
 
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    figure.draw_without_rendering()
-    # In points from here on, as fonts are.
-    scale = 72 / figure.dpi
-    frame = Bbox(scale * axis.bbox.get_points())
-    places = [scale * axis.transData.transform((point.x, point.y)) for point in points]
+    frame = axis.bbox
+    places = [axis.transData.transform((point.x, point.y)) for point in points]
     taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     height = 1.15 * canvas.font
     # Nearest first, above before below, right before left.
@@ -47,7 +42,7 @@ def label_points(axis: "Axes", points: Sequence[Point], canvas: Canvas) -> None:
         free = (offset for offset, box in boxes.items() if _within(box, frame) and not box.count_overlaps(taken))
         side, step = next(free, (1, 0))
         taken.append(boxes[side, step])
-        note = axis.annotate(
+        axis.annotate(
             point.text,
             (point.x, point.y),
             (7 * side, 2 + step * height),
@@ -55,8 +50,7 @@ def label_points(axis: "Axes", points: Sequence[Point], canvas: Canvas) -> None:
             ha="left" if side > 0 else "right",
             va="bottom",
         )
-        note.set_in_layout(False)
 
 
-def _within(box: "Bbox", frame: "Bbox") -> bool:
+def _within(box: "Bbox", frame: "BboxBase") -> bool:
     return bool(frame.x0 <= box.x0 and frame.y0 <= box.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1)

@@ -1,12 +1,15 @@
 """What an arm learned against what it forgot."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, svg, wrapped
+from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
 from finetrap.charts.labels import Point, label_points
 from finetrap.results import ArmResult, Retention
 from finetrap.words import estimand
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _Interval = tuple[float, float] | None
 
@@ -36,6 +39,7 @@ def learn_forget_chart(
     if not known:
         return None
     figure, axes = figure_of(8, canvas, len(known))
+    named: list[tuple[Axes, list[Point]]] = []
     for axis, measure in zip(axes, known, strict=True):
         points = [Point(0.0, 0.0, "zero_shot")]
         axis.plot(0, 0, "D", color=REFERENCE, markersize=7)
@@ -61,6 +65,9 @@ def learn_forget_chart(
             axis.invert_yaxis()
         axis.set_ylabel(measure.name)
         axis.set_xlabel(wrapped("difference on the task, points", canvas))
+        named.append((axis, points))
+    laid_out(figure)
+    for axis, points in named:
         label_points(axis, points, canvas)
     return svg(figure, canvas)
 

@@ -13,7 +13,7 @@ from finetrap.charts.outcomes import outcome_chart
 from finetrap.charts.tuning import curve_of, rate_of, tuning_chart
 from finetrap.results import ArmResult, Retention, TuningCandidate
 from finetrap.sections import Section
-from finetrap.words import ends, estimand, in_words, percent, points
+from finetrap.words import ends, estimand, in_words, number, percent, points
 
 
 class Chart(NamedTuple):
@@ -48,7 +48,7 @@ def charts_of(section: Section) -> list[Chart]:
         Chart(
             "forest",
             "Difference of each arm to the untouched model, with the interval that holds for all arms at once: the "
-            "verdict is read from it. Differences in the shaded band, the margin, would not change the choice.",
+            "gain or harm is read from it. Differences in the shaded band, the margin, would not change the choice.",
             _listed(line for arm in arms if (line := in_words(arm))),
             lambda canvas: forest_chart(arms, canvas),
         ),
@@ -81,8 +81,8 @@ def charts_of(section: Section) -> list[Chart]:
         ),
         Chart(
             "tuning",
-            "Learning rates that were tried, on validation examples; a ring marks the one that was chosen. A dotted "
-            "line joins those that were left earlier, after a shorter training.",
+            "Learning rates that were tried, on validation examples; a ring marks the one chosen. Dotted lines "
+            "are earlier rounds of the search, with a shorter training.",
             _listed(f"{arm.arm}: {_tried(curve)}." for arm in arms if (curve := curve_of(arm))),
             lambda canvas: tuning_chart(arms, canvas),
         ),
@@ -121,7 +121,13 @@ def _forgotten(retention: Retention) -> str:
 
 
 def _tried(curve: Sequence[TuningCandidate]) -> str:
-    return ", ".join(f"{rate_of(candidate):g}{' (chosen)' if candidate.chosen else ''}" for candidate in curve)
+    """The last round's rates with their losses, and the one that was chosen."""
+    return ", ".join(
+        f"{rate_of(candidate):g}{' (chosen)' if candidate.chosen else ''} with a loss of "
+        f"{number(candidate.validation_loss, '.3f')}"
+        for candidate in curve
+        if candidate.rung == curve[-1].rung
+    )
 
 
 def _shares(arm: ArmResult) -> str:

@@ -9,8 +9,7 @@ from finetrap.results import ArmResult, TuningCandidate
 def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     """Learning rate against validation loss and accuracy, a line an arm; None where no learning rate was tuned.
 
-    Each rate stands at the highest rung that it reached. Only those of one rung are joined: a longer training has
-    another loss.
+    Each round of the search is a line of its own, dotted but for the last: a longer training has another loss.
     """
     tuned = [(arm, curve) for arm in arms if (curve := curve_of(arm))]
     if not tuned:
@@ -22,7 +21,7 @@ def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
         for axis, value_of in zip(axes, (_loss, _accuracy), strict=True):
             for rung in sorted({candidate.rung for candidate in curve}):
                 measured = [(rate_of(c), y) for c in curve if c.rung == rung and (y := value_of(c)) is not None]
-                style, size = ("o-", 6) if rung == max(c.rung for c in curve) else ("o:", 4)
+                style, size = ("o-", 6) if rung == curve[-1].rung else ("o:", 4)
                 axis.plot([x for x, _ in measured], [y for _, y in measured], style, color=line, markersize=size)
             for candidate in curve:
                 y = value_of(candidate)
@@ -38,13 +37,9 @@ def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
 
 
 def curve_of(arm: ArmResult) -> list[TuningCandidate]:
-    """The learning rates that were tried, in order, each at the highest rung that it reached."""
-    highest = {
-        candidate.value: candidate
-        for candidate in sorted(arm.tuning, key=lambda candidate: candidate.rung)
-        if candidate.setting == "learning_rate"
-    }
-    return sorted(highest.values(), key=rate_of)
+    """The learning rates that were tried, by round and rate."""
+    tried = [candidate for candidate in arm.tuning if candidate.setting == "learning_rate"]
+    return sorted(tried, key=lambda candidate: (candidate.rung, rate_of(candidate)))
 
 
 def rate_of(candidate: TuningCandidate) -> float:
