@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from finetrap import stats
+from finetrap.claims import cells_of, judge
 from finetrap.config import REFERENCE_ARMS, Study
 from finetrap.plan import missing
 from finetrap.recommend import recommend
@@ -26,6 +27,7 @@ from finetrap.results import (
 )
 from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
+from finetrap.tune import warnings_of, with_tuning
 
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
@@ -84,6 +86,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None})
         rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
         group += [arm for arm in _arm_results(study, rescues) if arm.rescue_of is not None]
+        group = [with_tuning(arm, plan, store) for arm in group]
         scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
@@ -98,7 +101,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         )
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
-        for p in plan.planned
+        for p in (*plan.candidates, *plan.planned)
         if (failure := store.failure(p.trial)) is not None and missing(p, store)
     )
     records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
@@ -118,6 +121,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         recommendations=tuple(recommendations),
+        claims=judge(study.claims, cells_of(plan, store)) if study.claims else (),
         failures=failures,
         warnings=tuple(_warnings(arms, plan, environments)),
     )
@@ -154,6 +158,7 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{arm.arm} on {arm.task}: training diverged with seeds {list(arm.diverged_seeds)}; "
                 f"scored at the best validation checkpoint."
             )
+    warnings += warnings_of(arms)
     if len(environments) > 1:
         warnings.append(
             "the records come from more than one environment (versions or hardware); small differences may be theirs."
@@ -306,7 +311,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
-    prompts_only = cell.trial.method in ("zero_shot", "few_shot")
+    prompts_only = cell.trial.method in ("zero_shot", "few_shot", "prompted")
     after = before if prompts_only else cell.rows_of("retention")
     return retention_of(study, before, after, arms=compared, prompts_only=prompts_only)
 

@@ -1,17 +1,19 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from finetrap.claim_spec import Claim, check_claims, make_claim
 from finetrap.errors import StudyError, unknown
-from finetrap.in_memory import is_model, is_table, named_model
+from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
-from finetrap.records import Input
+from finetrap.records import TUNING_SEED, Input
 from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ REFERENCE_ARMS = ("constant", "zero_shot")
 """In every study: what the others are compared with."""
 
 Keep = Literal["none", "best", "all"]
+Tune = Literal["none", "quick", "standard", "thorough"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -64,6 +67,11 @@ def _task(entry: object) -> object:
     return OwnData.model_validate({"train": entry} if is_table(entry) else entry)
 
 
+def _claims(value: object) -> object:
+    entries = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_each("claims", make_claim, entries))
+
+
 def _each(field: str, make: Callable[[object], object], entries: list[object] | tuple[object, ...]) -> Iterator[object]:
     for index, entry in enumerate(entries):
         try:
@@ -96,6 +104,8 @@ class Study(Input):
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
+    tune: Tune = "none"
+    """How far each arm is tuned that does not give its learning rate, shots or template: all such arms alike."""
     epochs: int | None = Field(default=None, ge=1)
     """Likewise: passes over the training examples."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -106,10 +116,12 @@ class Study(Input):
     """Validation examples at most, and at most a quarter of limit_train; they are cut from train."""
     limit_test: int | None = Field(default=None, ge=1)
     """Test examples at most. Raising it later re-uses the weights that `keep` kept."""
-    retention: Names = ("hellaswag", "arc_easy", "wikitext2")
-    """Tasks that show what is forgotten; siblings of the target are left out."""
+    retention: Names = ("hellaswag", "arc_easy", "wikitext2", "divergence", "ifeval")
+    """Tasks that show what is forgotten; siblings of the target are left out, and `ifeval` of a model without chat."""
     limit_retention: int = Field(default=200, ge=10)
     """Examples of each retention task at most."""
+    limit_instructions: int = Field(default=40, ge=1)
+    """Of a retention task that is answered at length, such as `ifeval`, at most; it takes longest."""
     out_of_distribution: Names = ()
     """Further tasks that each arm is tested on, and not trained for."""
     margin: float = Field(default=0.02, gt=0, lt=1)
@@ -126,6 +138,8 @@ class Study(Input):
     """auto, cpu, cuda, cuda:N or mps."""
     keep: Keep = "best"
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
+    claims: Annotated[tuple[Claim, ...], BeforeValidator(_claims)] = ()
+    """What is said of the arms, to be supported or refuted by this study."""
 
     @field_validator("arms")
     @classmethod
@@ -174,9 +188,14 @@ class Study(Input):
                     f"the arm '{reference}' has to be the method {reference}: others are compared with it."
                 )
         self._check_names()
+        check_claims(
+            self.claims, arms=names, models=[shown_name(model.name) for model in self.models], tasks=self.task_names
+        )
         self._check_parents()
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
+        if TUNING_SEED in self.seeds:
+            raise StudyError(f"seed {TUNING_SEED} is that of tuning; write another.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
         self.check_targets(read=False)
@@ -222,7 +241,7 @@ class Study(Input):
                 )
         for name in known(self.tasks):
             target = get_task(name)
-            if target.kind == "text":
+            if target.kind in ("text", "divergence"):
                 raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
             if "train" not in target.splits:
                 raise StudyError(
@@ -252,9 +271,12 @@ class Study(Input):
         arms = []
         for text in self.arms:
             arm = parse_arm(text)
+            if self.tune == "none" or (arm.tunes or "") in shared:
+                arm = replace(arm, tunes=None)
             if is_trained(arm.method):
                 given = {pair.partition("=")[0].strip() for pair in text.partition(":")[2].split(",")}
-                arm = Arm(arm.name, arm.method, {**arm.settings, **{k: v for k, v in shared.items() if k not in given}})
+                filled = {key: value for key, value in shared.items() if key not in given}
+                arm = replace(arm, settings={**arm.settings, **filled})
             arms.append(arm)
         return tuple(arms)
 

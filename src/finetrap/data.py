@@ -120,7 +120,7 @@ class Encoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", task: Task, *, chat: bool) -> None:
         self.tokenizer = tokenizer
         self.task = task
-        self.chat = chat and task.kind == "generate"
+        self.chat = chat and task.converses
         self.end_of_turn: int = _end_of_turn(tokenizer) if self.chat else _eos(tokenizer)
 
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> Prompt:
@@ -218,7 +218,7 @@ class Encoder:
         text = self.task.prompt(example.question)
         if said:
             return "\n".join([*said, f"User: {text}", "Assistant:"])
-        return f"{text}{self.task.layout.cue}" if self.task.kind == "generate" else text
+        return f"{text}{self.task.layout.cue}" if self.task.converses else text
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; a plain prompt gets the tokenizer's, once.

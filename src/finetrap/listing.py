@@ -9,7 +9,7 @@ from finetrap.method import default_settings, is_trained, method
 from finetrap.plan import Estimate
 from finetrap.presets import PRESETS, here
 from finetrap.records import Planned
-from finetrap.results import Results
+from finetrap.results import ClaimResult, Results
 from finetrap.store import Store
 from finetrap.task import get_task, task
 
@@ -85,6 +85,19 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def claims_text(claims: Sequence[ClaimResult]) -> str:
+    """Claims with their verdicts and evidence."""
+    return "\n\n".join(
+        "\n".join([f"{claim.id}: {claim.verdict.upper()}. {claim.says}", *(f"  {line}" for line in claim.evidence)])
+        for claim in claims
+    )
+
+
+def claims_json(claims: Sequence[ClaimResult]) -> str:
+    """The same for a program."""
+    return json.dumps([claim.model_dump(mode="json") for claim in claims], indent=1)
 
 
 def where_to_find(results: Results, folder: Path) -> str:

@@ -65,7 +65,7 @@ def rescues_of(arms: Sequence[ArmResult], *, margin: float) -> tuple[Rescue, ...
             rescued = by_name[arm.rescue_of]
             way = _way(arm, rescued)
             sentence = f"'{arm.arm}' ({_said_of(way, arm, rescued)}) {_SAID[removes]} '{rescued.arm}': {_now(arm)}."
-            found.append(Rescue(arm=arm.arm, of=rescued.arm, removes=removes, sentence=sentence))
+            found.append(Rescue(arm=arm.arm, of=rescued.arm, way=way, removes=removes, sentence=sentence))
     return tuple(found)
 
 
@@ -125,7 +125,7 @@ def conclusions(rescues: Sequence[Rescue], arms: Sequence[ArmResult]) -> list[st
     lines = []
     for of in dict.fromkeys(rescue.of for rescue in rescues):
         tried = [rescue for rescue in rescues if rescue.of == of]
-        lower = next((rescue.removes for rescue in tried if _way(by_name[rescue.arm], by_name[of]) == "lower"), None)
+        lower = next((rescue.removes for rescue in tried if rescue.way == "lower"), None)
         remove = [rescue.arm for rescue in tried if rescue.removes]
         if lower:
             why = "the learning rate did the harm, not the method"

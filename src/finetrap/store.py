@@ -266,6 +266,10 @@ class Store:
         path = self.trial_folder(trial) / "failure.json"
         return _read(FailureRecord, path) if path.is_file() else None
 
+    def forget_failure(self, trial: Trial) -> None:
+        """Take back that a trial failed: it is to be tried again."""
+        (self.trial_folder(trial) / "failure.json").unlink(missing_ok=True)
+
     # Evaluations
 
     def _evaluation_folder(self, trial: Trial, evaluation: Evaluation) -> Path:

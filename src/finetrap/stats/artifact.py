@@ -1,7 +1,7 @@
-"""Intervals and tests for the artifact estimand: one checkpoint, variance over items only.
+"""The artifact estimand: one checkpoint on one draw of items, variance over items only.
 
-Nothing here says anything of another seed. Which procedure was chosen, and what simulation showed
-of it, stands in docs/decisions/0002-artifact-statistics.md.
+Nothing here says anything of another seed: that is `recipe`. Which procedure was chosen and why stands in
+docs/decisions/0002-artifact-statistics.md.
 """
 
 import math
@@ -16,7 +16,7 @@ ALPHA = 0.05
 """Level of tests and intervals."""
 
 Scores = NDArray[np.float64]
-"""One score in [0, 1] an item."""
+"""Scores in [0, 1]: one an item, (n,), or items down and seeds across, (n, S)."""
 
 
 class Interval(NamedTuple):
@@ -107,24 +107,14 @@ def _edge(outside: Callable[[float], bool], *, inside: float, limit: float) -> f
     return inside
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given (Holm 1979)."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
+def item_variance(differences: Scores) -> tuple[float, float]:
+    """Mean and its variance of differences (n,) in [-1, 1], with the two pseudo-items +1 and -1 put in.
 
-
-def item_variance(difference: Scores) -> tuple[float, float]:
-    """Mean and its variance of item-wise differences in [-1, 1], with the two pseudo-items +1 and -1.
-
-    Bonett and Price (2012): safe where all differences are zero.
+    Bonett and Price (2012), carried over to fractions: above 0 even where all differences are 0.
     """
-    n = len(difference)
-    mean = float(difference.sum()) / (n + 2)
-    variance = ((float((difference**2).sum()) + 2) / (n + 2) - mean**2) / (n + 2)
+    n = len(differences)
+    mean = float(differences.sum()) / (n + 2)
+    variance = ((float((differences**2).sum()) + 2) / (n + 2) - mean**2) / (n + 2)
     return mean, variance
 
 
@@ -151,26 +141,6 @@ def ratio_interval(numerator: Scores, denominator: Scores, *, alpha: float = 0.0
     variance = n / (n - 1) * float((residual**2).sum()) / float(denominator.sum()) ** 2
     half = float(t.isf(alpha / 2, n - 1)) * math.sqrt(variance)
     return Interval(ratio - half, ratio + half)
-
-
-def regret_bounds(scores: dict[str, Scores], *, alpha: float = 0.10) -> dict[str, float]:
-    """For every arm the most that it loses against the best, all at once with confidence 1 - alpha.
-
-    Hsu's multiple comparisons with the best (Hsu 1981): of k arms only the k - 1 pairs with the truly
-    best one have to hold, so each is bounded one-sidedly at alpha / (k - 1).
-    """
-    if len(scores) < 2:
-        return dict.fromkeys(scores, 0.0)
-    quantile = float(t.isf(alpha / (len(scores) - 1), len(next(iter(scores.values()))) - 1))
-    bounds = {}
-    for name, own in scores.items():
-        losses = []
-        for other, theirs in scores.items():
-            if other != name:
-                mean, variance = item_variance(theirs - own)
-                losses.append(mean + quantile * math.sqrt(variance))
-        bounds[name] = max(0.0, *losses)
-    return bounds
 
 
 def macro_f1(answers: Sequence[tuple[str, str | None]]) -> float:

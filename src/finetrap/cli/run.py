@@ -1,0 +1,57 @@
+"""A study file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetrap.cli.root import app
+from finetrap.cli.shared import run_or_plan, settings
+from finetrap.options import (
+    Arms,
+    AsJson,
+    DataDir,
+    Device,
+    DryRun,
+    DTypeOption,
+    Epochs,
+    KeepOption,
+    LearningRate,
+    LimitTest,
+    LimitTrain,
+    Out,
+    Plugins,
+    Rescue,
+    Retry,
+    Seeds,
+)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
+    data_dir: DataDir = None,
+    plugin: Plugins = None,
+    arm: Arms = None,
+    out: Out = None,
+    limit_train: LimitTrain = None,
+    limit_test: LimitTest = None,
+    seeds: Seeds = None,
+    learning_rate: LearningRate = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    dtype: DTypeOption = None,
+    keep: KeepOption = None,
+    rescue: Rescue = None,
+    dry_run: DryRun = False,
+    retry_failed: Retry = False,
+    json: AsJson = False,
+) -> None:
+    """Run a study file: models x tasks x arms x seeds. Options override the file.
+
+    Example: finetrap run study.yaml --limit-test 500
+    """
+    from finetrap.config import load_study
+
+    run_or_plan(load_study(study_file, settings(context)), out, dry_run=dry_run, retry_failed=retry_failed, json=json)
