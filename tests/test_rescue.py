@@ -383,6 +383,14 @@ def test_what_does_no_harm_is_not_rescued(rescued: Rescued) -> None:
     assert set(rescue_arms([rescued.arm("careless")], planned)) == {"careless"}
 
 
+def test_the_rescues_of_a_tuned_arm_take_their_best_checkpoint_as_it_does(rescued: Rescued) -> None:
+    planned = [p for p in Store(rescued.folder).plan().planned if p.rescue_of is None]
+    tuned = [p.model_copy(update={"trial": p.trial.model_copy(update={"best_checkpoint": True})}) for p in planned]
+    for trials, best in ((planned, False), (tuned, True)):
+        half, lower, replay = rescue_arms([rescued.arm("careless")], trials)["careless"]
+        assert (half.tunes, lower.tunes is not None, replay.tunes is not None) == (None, best, best)
+
+
 def test_the_command_line_has_the_option(capsys: pytest.CaptureFixture[str]) -> None:
     done = called(capsys, "compare", "--help")
     assert "--rescue" in done.out

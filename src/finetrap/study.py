@@ -191,10 +191,11 @@ def run(
             prepared = _retried(study, prepared)
         _save_items(study, prepared)
         prepared = _run_missing(study, prepared, reporter, retry_failed=retry_failed)
-        if study.rescue:
-            prepared = _planned_anew(study, prepared)
-            _check_resources(study, prepared)
-            prepared = _run_missing(study, prepared, reporter, retry_failed=retry_failed)
+        rescuing = _planned_anew(study, prepared)
+        if len(rescuing.plan.planned) > len(prepared.plan.planned):
+            _check_resources(study, rescuing)
+            # Without what failed above, which has been tried.
+            prepared = _run_missing(study, rescuing, reporter, retry_failed=False)
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
@@ -219,10 +220,10 @@ def _retried(study: Study, prepared: Prepared) -> Prepared:
 
 def _run_missing(study: Study, prepared: Prepared, reporter: Reporter, *, retry_failed: bool) -> Prepared:
     """Run what of a plan is not done, weights that have gone and are gone on from included."""
-    store, every = prepared.store, prepared.plan.planned
+    store = prepared.store
     store.save_plan(prepared.plan)
-    gone_on_from = {p.trial.parent for p in every if p.trial.parent and missing(p, store)}
-    for trial in (p.trial for p in every if p.trial.training_key in gone_on_from):
+    gone_on_from = {p.trial.parent for p in _todo(prepared, retry_failed=retry_failed)}
+    for trial in (p.trial for p in prepared.plan.planned if p.trial.training_key in gone_on_from):
         if is_trained(trial.method) and store.training(trial) is not None and store.artifact(trial) is None:
             # Its scores are to be of the same weights as those that go on from it.
             store.forget_evaluations(trial)
