@@ -48,7 +48,7 @@ def _head(file: dict[str, Any]) -> str:
         ("studies that the oracle leaves undecided", "", found("undecided_oracle")),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name != "code")
-    minutes = f"{file['seconds'] / 60:.0f} minutes of processes"
+    minutes = f"{file['seconds'] / 60:.0f} minutes of one core"
     said = f"{len(file['cells'])} cells, {sum(row['studies'] for row in file['cells']):,} studies, {minutes}."
     return f"{table(('', 'required', 'found'), rows)}\n\n{said} {file['date'][:10]}, {file['machine']}; {versions}."
 

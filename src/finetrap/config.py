@@ -1,7 +1,7 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
 from finetrap.records import TUNING_SEED, Input
+from finetrap.size import Size, check_size, with_size
 from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Study(Input):
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
+    size: str | None = None
+    """quick, standard, thorough or a time (45m, 2h): what decides tune, epochs, seeds and limits that are not given."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
     tune: Tune = "none"
@@ -140,6 +143,19 @@ class Study(Input):
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
     claims: Annotated[tuple[Claim, ...], BeforeValidator(_claims)] = ()
     """What is said of the arms, to be supported or refuted by this study."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        return with_size(values) if isinstance(values, dict) else values
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_known(cls, size: str | None) -> str | None:
+        try:
+            return None if size is None else check_size(size)
+        except StudyError as error:
+            raise error.at("size") from None
 
     @field_validator("arms")
     @classmethod
@@ -299,6 +315,12 @@ class Study(Input):
         except KeyboardInterrupt:
             reporter.say(f"interrupted. What is finished is kept in {folder}; the same call goes on from there.")
             raise
+
+    def stated(self) -> dict[str, Any]:
+        """The settings to write down: all that are not the default, and all that a size would decide."""
+        every = self.model_dump(mode="json")
+        decided = {field.name: every[field.name] for field in fields(Size)} if self.size is not None else {}
+        return {**self.model_dump(mode="json", exclude_defaults=True), **decided}
 
     def default_folder(self) -> Path:
         """finetrap-NAME, in the current folder."""

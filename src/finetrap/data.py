@@ -54,6 +54,15 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     Raises:
         StudyError: the task has no train split.
     """
+    whole = _carved(task)
+    return replace(
+        whole, train=sample(whole.carved, limit_train), validation=sample(whole.validation, limit_validation)
+    )
+
+
+@lru_cache(maxsize=8)
+def _carved(task: Task) -> Splits:
+    """All of train and validation."""
     if "train" not in task.splits:
         raise StudyError(f"task '{task.name}' has no train split; it can be tested on, not trained on.")
     rows = task.load("train")
@@ -65,7 +74,7 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     train, validation = carve(kept, VALIDATION_SHARE, "validation")
     if not train:
         raise StudyError(f"task '{task.name}': its rows of train are all near-duplicates; give rows that differ more.")
-    return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
+    return Splits(tuple(train), tuple(validation), tuple(train), dropped)
 
 
 @lru_cache(maxsize=32)

@@ -264,7 +264,7 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     disk = 0
     if method.training is not None and store.artifact(trial) is None:
         passes = 3 * method.training.epochs / (1 - method.training.replay)
-        tokens += passes * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
+        tokens += passes * tokens_of(items.splits.train) + 4 * tokens_of(items.splits.validation)
         disk = (
             0
             if planned.rung is not None
@@ -275,13 +275,14 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
             continue
         examples = examples_of(study, items, evaluation)
         shots = 0 if evaluation.kind == "choice" else method.shots
-        tokens += _tokens(examples) + shots * evaluation.n * _tokens(items.splits.train) / len(items.splits.train)
+        tokens += tokens_of(examples) + shots * evaluation.n * tokens_of(items.splits.train) / len(items.splits.train)
         # A decoded token costs as much as several that are read: the weights are loaded for each.
         tokens += 3 * evaluation.n * evaluation.max_new_tokens / 2
     return Estimate(max(1.0, 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)), disk)
 
 
-def _tokens(examples: Sequence[Example]) -> float:
+def tokens_of(examples: Sequence[Example]) -> float:
+    """About how many tokens examples take."""
     characters = sum(len(e.question) + sum(map(len, e.choices or (e.reference,))) for e in examples)
     return characters / CHARACTERS_A_TOKEN + 5 * len(examples)
 

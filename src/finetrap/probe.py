@@ -31,7 +31,7 @@ def probed_flops(loaded: LoadedModel, items: TaskItems, method: Method | None) -
             losses = CompletionLoss(method.prepare(model))
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
-                losses.backward(rows)
+                losses.backward(rows, forget=lambda: None)
                 once = time.perf_counter() - started
         tokens, taken = 3 * tokens_of(examples), once
     asked = items.splits.validation[:EXAMPLES]
@@ -41,4 +41,4 @@ def probed_flops(loaded: LoadedModel, items: TaskItems, method: Method | None) -
     taken += time.perf_counter() - started
     decoded = sum(row.output_tokens for row in answers) if short.kind == "generate" else 0
     tokens += tokens_of(asked) + 3 * decoded
-    return 2 * loaded.record.parameters * tokens / (SHARE_OF_PEAK * taken)
+    return float(2 * loaded.record.parameters * tokens / (SHARE_OF_PEAK * taken))

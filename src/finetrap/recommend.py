@@ -131,6 +131,8 @@ def _reason_to_drop(arm: ArmResult) -> str | None:
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
         parts.append(f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte")
     parts += [f"{name} {_points(t.delta, sign=True)} points" for name, t in retention.tasks.items() if t.delta < 0]
+    if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
+        parts.append(f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points")
     return f"it forgets: {', '.join(parts)}"
 
 

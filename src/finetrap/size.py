@@ -3,9 +3,12 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetrap.errors import StudyError, unknown
+
+if TYPE_CHECKING:
+    from finetrap.config import Study
 
 FILL = 0.8
 """Share of a given time that is planned with: an estimate is one."""
@@ -25,7 +28,8 @@ class Size:
 
     def derived(self, given: Collection[str]) -> dict[str, Any]:
         """Its settings but for those that are `given`."""
-        return {key: value for key, value in asdict(self).items() if key not in given}
+        values = {**asdict(self), "seeds": tuple(range(self.seeds))}
+        return {key: value for key, value in values.items() if key not in given}
 
 
 LADDER = (
@@ -80,28 +84,31 @@ def fit(size: str, given: Collection[str], seconds: Callable[[dict[str, Any]], f
         if taken <= FILL * limit:
             return derived
     raise StudyError(
-        f"--size {size} is too short: the smallest study takes roughly {in_words(taken)}. Give more time (a tenth of "
-        f"it is kept back, and more), leave arms or tasks out, or state limits (--limit-train, --limit-test)."
+        f"--size {size} is too short: the smallest study takes roughly {in_words(taken)}. Give more time (a fifth of "
+        f"it is kept back), leave arms or tasks out, or state limits (--limit-train, --limit-test)."
     )
 
 
-def sized_text(settings: Mapping[str, Any], size: str, seconds: float) -> str:
-    """What a size came to, what it gave up, and how long it will take, for the user who has not started yet."""
+def sized_text(study: "Study", seconds: float) -> str:
+    """What a study's size came to, what it gave up, and how long it will take, for the user before it starts."""
     names = [field.name for field in fields(Size)]
-    now = {name: len(settings[name]) if name == "seeds" else settings[name] for name in names}
-    stated = ", ".join(f"{name} {'all' if value is None else value}" for name, value in now.items())
+    now = {name: getattr(study, name) for name in names} | {"seeds": len(study.seeds)}
     most = asdict(SIZES["thorough"])
-    less = [name for name in names if now[name] != most[name] and not _more(now[name], most[name])]
-    given_up = ", ".join(f"{name} {now[name]} of {'all' if most[name] is None else most[name]}" for name in less)
-    lines = [f"size {size}: {stated}; roughly {in_words(seconds)} left"]
-    return "\n".join([*lines, f"given up against thorough: {given_up}"] if given_up else lines)
+    stated = ", ".join(f"{name} {_shown(now[name])}" for name in names)
+    less = [f"{name} {_shown(now[name])} of {_shown(most[name])}" for name in names if _is_less(now[name], most[name])]
+    text = f"size {study.size}: {stated}; roughly {in_words(seconds)} left"
+    return f"{text}\ngiven up against thorough: {', '.join(less)}" if less else text
 
 
-def _more(now: Any, most: Any) -> bool:
-    """Whether a setting is no less than the thorough one."""
+def _shown(value: Any) -> str:
+    return "all" if value is None else str(value)
+
+
+def _is_less(now: Any, most: Any) -> bool:
+    """Whether a setting is below the thorough one; None is all there is."""
     if isinstance(most, str):
-        return False
-    return now is None or (most is not None and now >= most)
+        return bool(now != most)
+    return now is not None and (most is None or now < most)
 
 
 def in_words(seconds: float) -> str:

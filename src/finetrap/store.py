@@ -75,6 +75,11 @@ class Store:
 
     # The study
 
+    @property
+    def begun(self) -> bool:
+        """Whether a study was written here."""
+        return (self.folder / "study.yaml").is_file()
+
     def check(self, study: Study) -> None:
         """Check that `study` may write here, without writing.
 
@@ -141,8 +146,7 @@ class Store:
                 for part in (self.folder / "trials").glob("*/.part-*"):
                     # Left by a process that was killed while it wrote, or deleted, weights.
                     shutil.rmtree(part) if part.is_dir() else part.unlink()
-                settings = study.model_dump(mode="json", exclude_defaults=True)
-                self.write("study.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+                self.write("study.yaml", yaml.safe_dump(study.stated(), sort_keys=False, allow_unicode=True))
                 yield
             except (StudyError, OSError):
                 if new and not (self.folder / "trials").exists():

@@ -5,163 +5,20 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from finetrap.answer import build_results
 from finetrap.config import Study
-from finetrap.data import Encoder, draw_shots
 from finetrap.errors import StudyError
-from finetrap.method import Arm, build, is_trained, tunable
-from finetrap.models import LoadedModel, Source, check_checkpoint, find
-from finetrap.plan import (
-    Estimate,
-    TaskItems,
-    estimate,
-    load_tasks,
-    measured_flops,
-    missing,
-    plan,
-    plan_arms,
-    task_record,
-    test_items,
-)
+from finetrap.method import build, is_trained, tunable
+from finetrap.models import LoadedModel, Source
+from finetrap.plan import missing, test_items
+from finetrap.prepare import Prepared, estimates, planned_anew, prepare
 from finetrap.progress import Reporter
-from finetrap.records import TUNING_SEED, FailureRecord, Plan, Planned
-from finetrap.rescue import rescue_arms
+from finetrap.records import FailureRecord, Plan, Planned
 from finetrap.results import Results
+from finetrap.size import sized_text
 from finetrap.store import Store, disk_errors, is_disk_error
-from finetrap.tune import Search, search_of, tuning_of
-
-
-class Prepared(NamedTuple):
-    """A study checked and planned; nothing is written yet."""
-
-    store: Store
-    sources: list[Source]
-    tasks: dict[str, TaskItems]
-    plan: Plan
-    device: str
-    dtype: str
-    searches: dict[tuple[str, str, str], Search]
-    """By model, task and arm: how the arms that are tuned are."""
-
-
-def prepare(study: Study, folder: Path, *, command: str | None = None) -> Prepared:
-    """Check everything that can be checked before the first byte is written.
-
-    Raises:
-        StudyError: the input is wrong.
-    """
-    store = Store(folder)
-    store.check(study)
-    sources = [find(spec) for spec in study.models]
-    for arm in study.parsed_arms():
-        checkpoint = build(arm.method, arm.settings).checkpoint
-        if checkpoint is not None:
-            check_checkpoint(checkpoint)
-    tasks = load_tasks(study)
-
-    from finetrap.models import choose_device, choose_dtype
-    from finetrap.provenance import environment
-
-    device = choose_device(study.device)
-    dtype = str(choose_dtype(study.dtype, device)).removeprefix("torch.")
-    resolved = Plan(
-        command=command,
-        environment=environment(device=device, dtype=dtype),
-        dropped_train_rows={name: len(items.splits.dropped) for name, items in tasks.items()},
-        planned=(),
-        tasks={name: task_record(study, items) for name, items in tasks.items()},
-    )
-    searches = _searches(study, sources, tasks)
-    prepared = _planned_anew(study, Prepared(store, sources, tasks, resolved, device, dtype, searches))
-    _check_lengths(study, sources, tasks, prepared.plan.planned, store)
-    return prepared
-
-
-def _planned_anew(study: Study, prepared: Prepared) -> Prepared:
-    """The plan as the records now make it: with what tuning has chosen by now, and rescues of what has done harm."""
-    candidates: list[Planned] = []
-
-    def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
-        search = prepared.searches.get((source.record.label, items.task.name, arm.name))
-        if search is None:
-            return arm
-        tuning = tuning_of(study, source, items, arm, search, dtype=prepared.dtype, store=prepared.store)
-        candidates.extend(tuning.candidates)
-        return tuning.arm
-
-    planned = plan(study, prepared.sources, prepared.tasks, dtype=prepared.dtype, settled=settled)
-    resolved = prepared.plan.model_copy(update={"planned": tuple(planned), "candidates": tuple(candidates)})
-    prepared = prepared._replace(plan=resolved)
-    if study.rescue and (rescues := _rescues(study, prepared)):
-        resolved = resolved.model_copy(update={"planned": (*planned, *rescues)})
-    return prepared._replace(plan=resolved)
-
-
-def _searches(
-    study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems]
-) -> dict[tuple[str, str, str], Search]:
-    """How each arm that is tuned is, by model, task and arm."""
-    from finetrap.models import load_reader
-
-    tuned = [arm for arm in study.parsed_arms() if arm.tunes is not None]
-    searches = {}
-    for source in sources if tuned else ():
-        reader = load_reader(source)
-        for name, items in tasks.items():
-            encoder = Encoder(reader.tokenizer, study.task(name), chat=source.record.chat)
-            fits = partial(_shots_fit, study, items, encoder, reader.context)
-            for arm in tuned:
-                search = search_of(arm, study.tune, width=reader.width, fits=fits)
-                if search is not None:
-                    searches[source.record.label, name, arm.name] = search
-    return searches
-
-
-def _shots_fit(study: Study, items: TaskItems, encoder: Encoder, context: int, shots: int) -> bool:
-    """Whether a model can read so many solved examples in front of every question, whatever the seed."""
-    asked = {seed: test_items(study, encoder.task, "target").examples for seed in study.seeds}
-    try:
-        for seed, examples in {**asked, TUNING_SEED: items.splits.validation}.items():
-            solved = draw_shots(items.splits, shots, seed)
-            encoder.check_fits(examples, solved, limit=context, model="")
-    except StudyError:
-        return False
-    return True
-
-
-def _check_lengths(
-    study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], planned: Sequence[Planned], store: Store
-) -> None:
-    """Check that the prompts that are still to be answered fit into the models that are to answer them."""
-    from finetrap.models import load_reader
-
-    for source in sources:
-        asked = {
-            (p.trial.task, evaluation.task, p.trial.seed, build(p.trial.method, p.trial.settings).shots)
-            for p in planned
-            if p.trial.model == source.record
-            for evaluation in missing(p, store)
-            if evaluation.purpose != "retention"
-        }
-        if not asked:
-            continue
-        reader = load_reader(source)
-        for name, evaluated, seed, shots in sorted(asked):
-            encoder = Encoder(reader.tokenizer, study.task(evaluated), chat=source.record.chat)
-            examples = test_items(study, encoder.task, "target").examples
-            solved = draw_shots(tasks[name].splits, shots, seed)
-            encoder.check_fits(examples, solved, limit=reader.context, model=source.record.name)
-
-
-def estimates(study: Study, prepared: Prepared) -> list[tuple[Planned, Estimate]]:
-    """Every trial with what is left of it."""
-    flops = measured_flops(dtype=prepared.dtype, device=prepared.device)
-    return [
-        (planned, estimate(study, planned, prepared.tasks[planned.trial.task], prepared.store, flops))
-        for planned in (*prepared.plan.candidates, *prepared.plan.planned)
-    ]
+from finetrap.tune import tuning_of
 
 
 def run(
@@ -182,20 +39,20 @@ def run(
     """
     reporter = reporter or Reporter()
     prepared = prepare(study, folder, command=command)
-    store = prepared.store
-    _check_resources(study, prepared)
+    study, store = prepared.study, prepared.store
+    seconds = _check_resources(prepared)
     from finetrap.quiet import quiet_libraries
 
     with store.open(study), quiet_libraries():
         if retry_failed:
-            prepared = _retried(study, prepared)
+            prepared = _retried(prepared)
         _save_items(study, prepared)
-        prepared = _run_missing(study, prepared, reporter, retry_failed=retry_failed)
-        rescuing = _planned_anew(study, prepared)
+        prepared = _run_missing(prepared, reporter, seconds, retry_failed=retry_failed)
+        rescuing = planned_anew(prepared) if study.rescue else prepared
         if len(rescuing.plan.planned) > len(prepared.plan.planned):
-            _check_resources(study, rescuing)
+            seconds = _check_resources(rescuing)
             # Without what failed above, which has been tried.
-            prepared = _run_missing(study, rescuing, reporter, retry_failed=False)
+            prepared = _run_missing(rescuing, reporter, seconds, retry_failed=False)
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
@@ -211,16 +68,16 @@ def _todo(prepared: Prepared, *, retry_failed: bool) -> list[Planned]:
     ]
 
 
-def _retried(study: Study, prepared: Prepared) -> Prepared:
+def _retried(prepared: Prepared) -> Prepared:
     """The plan in which candidates that failed are still to be tried."""
     for planned in prepared.plan.candidates:
         prepared.store.forget_failure(planned.trial)
-    return _planned_anew(study, prepared)
+    return planned_anew(prepared)
 
 
-def _run_missing(study: Study, prepared: Prepared, reporter: Reporter, *, retry_failed: bool) -> Prepared:
+def _run_missing(prepared: Prepared, reporter: Reporter, seconds: float, *, retry_failed: bool) -> Prepared:
     """Run what of a plan is not done, weights that have gone and are gone on from included."""
-    store = prepared.store
+    study, store = prepared.study, prepared.store
     store.save_plan(prepared.plan)
     gone_on_from = {p.trial.parent for p in _todo(prepared, retry_failed=retry_failed)}
     for trial in (p.trial for p in prepared.plan.planned if p.trial.training_key in gone_on_from):
@@ -229,26 +86,12 @@ def _run_missing(study: Study, prepared: Prepared, reporter: Reporter, *, retry_
             store.forget_evaluations(trial)
     todo = _todo(prepared, retry_failed=retry_failed)
     reporter.say(_announcement(prepared, todo))
+    if study.size is not None:
+        reporter.say(sized_text(study, seconds))
     with reporter.trials(len(todo)):
         for source in prepared.sources:
             prepared = _run_model(study, prepared, source, reporter, retry_failed=retry_failed)
     return prepared
-
-
-def _rescues(study: Study, prepared: Prepared) -> list[Planned]:
-    """The second stage, when the first is done: trials of the arms that may remove what harm it shows."""
-    if any(missing(p, prepared.store) for p in prepared.plan.planned):
-        return []
-    results = build_results(study, prepared.plan, prepared.store)
-    planned = []
-    for source in prepared.sources:
-        for name, items in prepared.tasks.items():
-            first = [p for p in prepared.plan.planned if p.trial.model == source.record and p.trial.task == name]
-            group = [arm for arm in results.arms if (arm.model, arm.task) == (source.record.label, name)]
-            for of, arms in rescue_arms(group, first).items():
-                trials = plan_arms(study, source, items, arms, dtype=prepared.dtype, parents=first)
-                planned += [p.model_copy(update={"rescue_of": of}) for p in trials]
-    return planned
 
 
 def _save_items(study: Study, prepared: Prepared) -> None:
@@ -259,17 +102,18 @@ def _save_items(study: Study, prepared: Prepared) -> None:
         prepared.store.save_items(evaluation, examples)
 
 
-def _check_resources(study: Study, prepared: Prepared) -> None:
-    """Check before anything is written that disk and memory hold what is left to do."""
+def _check_resources(prepared: Prepared) -> float:
+    """Check before anything is written that disk and memory hold what is left to do; returns the seconds of it."""
     from finetrap.cost import check_memory
 
-    left = estimates(study, prepared)
+    left = estimates(prepared)
     prepared.store.check_space(sum(rest.disk_bytes for _, rest in left))
     for planned, rest in left:
         trial = planned.trial
         if rest.disk_bytes and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
             model = trial.model
             check_memory(model.parameters, dtype=prepared.dtype, device=prepared.device, name=model.name)
+    return sum(rest.seconds for _, rest in left)
 
 
 def answer(study: Study, store: Store) -> Results:
@@ -345,7 +189,7 @@ def _tune(study: Study, prepared: Prepared, source: Source, loaded: LoadedModel,
         if tried:
             value = "nothing: every candidate failed" if tuning.arm is None else tuning.arm.settings[search.setting]
             reporter.say(f"chosen  {name} on {task}: {search.setting} {value}")
-            prepared = _planned_anew(study, prepared)
+            prepared = planned_anew(prepared)
             store.save_plan(prepared.plan)
     return prepared
 

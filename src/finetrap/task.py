@@ -69,6 +69,18 @@ class Layout(NamedTuple):
 PLAIN = Layout()
 
 
+class HubData(NamedTuple):
+    """What the card of a Hub data set says of it, so that a study can be planned without it."""
+
+    repository: str
+    rows: int
+    text_bytes: int
+    """Of all rows."""
+    download_bytes: int
+    test_share: float
+    """Of the rows, where test is cut from them."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Data, prompt, answer extraction and metric."""
@@ -109,6 +121,8 @@ class Task:
     """Of a retention task: whether only models that are prompted through a chat template are asked."""
     carved: bool = False
     """Whether test was cut from train, for want of a test set."""
+    hub: HubData | None = None
+    """The data set of the Hub that it reads, where it reads one."""
     version: int = 1
     """Raised when a change can move a number."""
     siblings: frozenset[str] = frozenset()

@@ -31,8 +31,10 @@ from finetrap.options import (
     Retry,
     Score,
     Seeds,
+    SizeOption,
     System,
     TestData,
+    TuneOption,
 )
 
 
@@ -57,6 +59,8 @@ def compare(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,

@@ -24,6 +24,8 @@ from finetrap.options import (
     Rescue,
     Retry,
     Seeds,
+    SizeOption,
+    TuneOption,
 )
 
 
@@ -35,6 +37,8 @@ def run(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
