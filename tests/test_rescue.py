@@ -1,6 +1,5 @@
 """Between two models, general text in training, and arms that are tried again because they do harm."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,11 +66,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedT
     return folder
 
 
-def study(model: Path, **settings: Any) -> Study:
+def study(model: Path, *, arms: list[str], **settings: Any) -> Study:
     values = {
         "models": str(model),
         "tasks": "colours",
-        "arms": ["full", "half=interpolated:of=full"],
+        "arms": arms,
         "retention": ["wikitext2"],
         "limit_retention": 12,
         "dtype": "float32",
@@ -184,29 +183,23 @@ def test_an_arm_that_cannot_be_says_why(arms: list[str], says: str, tmp_path: Pa
         study(tmp_path, arms=arms)
 
 
-def test_weights_that_were_dropped_are_trained_again_for_what_goes_on_from_them(reader: Path, tmp_path: Path) -> None:
+def test_weights_that_are_gone_are_trained_again_and_a_checkpoint_is_a_parent_too(
+    between: Path, reader: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    alone = study(reader, arms=["full"], keep="none", retention=[])
-    alone.run(out)
+    study(reader, arms=["full"], keep="none", retention=[]).run(out)
     parent = trial_folder(out, "full")
     assert not (parent / "artifact").exists()
     before, trained = loglikelihoods(out, "full"), written_at(out, "training.json")
-    results = study(reader, keep="none", retention=[]).run(out)
+    mine = trial_folder(between, "lora") / "artifact"
+    arms = ["full", "half=interpolated:of=full", f"mine={mine}", "mine_half=interpolated:of=mine"]
+    results = study(reader, arms=arms, keep="none", retention=[]).run(out)
     assert not results.failures
-    assert {arm.arm for arm in results.arms} >= {"full", "half"}
     assert written_at(out, "training.json") != trained
     assert loglikelihoods(out, "full") == before
+    assert loglikelihoods(out, "half") != before
     assert not (parent / "artifact").exists()
-    done = contents(out / "trials")
-    study(reader, keep="none", retention=[]).run(out)
-    assert contents(out / "trials") == done
-
-
-def test_a_checkpoint_is_a_parent_too_and_a_deleted_one_is_told(between: Path, reader: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(trial_folder(between, "lora") / "artifact", mine)
-    study(reader, arms=[f"mine={mine}", "half=interpolated:of=mine"], retention=[]).run(tmp_path / "out")
-    assert loglikelihoods(tmp_path / "out", "half") == loglikelihoods(between, "lora1")
+    assert loglikelihoods(out, "mine_half") == loglikelihoods(between, "lora1")
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -273,19 +266,6 @@ def test_no_text_shares_eight_words_with_what_the_package_tests_on() -> None:
             assert not texts & runs(" ".join([example.question, *example.choices])), example.id
 
 
-def test_general_text_is_read_in_training(
-    reader: Path, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    with_text = study(reader, arms=["full", "mixed=full:replay=0.2"], retention=[])
-    results = with_text.run(tmp_path / "out")
-    tokens = {arm.arm: arm.cost.train_tokens for arm in results.arms}
-    items = load_tasks(with_text)["colours"]
-    texts = items.replayed(build("full", complete_settings("full", {"replay": 0.2})), 0)
-    assert len(texts) == round(len(items.splits.train) / 4)
-    # Each after the token that begins a text.
-    assert tokens["mixed"] - tokens["full"] == sum(1 + len(tiny_tokenizer(text)["input_ids"]) for text in texts)
-
-
 # --- rescue ----------------------------------------------------------------------------------------------------------
 
 
@@ -304,9 +284,9 @@ class Rescued(NamedTuple):
 @pytest.fixture(scope="module")
 def rescued(reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Rescued:
     folder = tmp_path_factory.mktemp("rescued") / "out"
-    careless = {"arms": ["careless=full:learning_rate=3e-2"], "keep": "all"}
-    before = study(reader, **careless).run(folder)
-    rescuing = study(reader, **careless, rescue=True)
+    arms = ["careless=full:learning_rate=3e-2"]
+    before = study(reader, arms=arms, keep="all").run(folder)
+    rescuing = study(reader, arms=arms, keep="all", rescue=True)
     return Rescued(rescuing, folder, before, rescuing.run(folder))
 
 
@@ -345,18 +325,19 @@ def test_the_recommendation_says_that_the_rate_did_the_harm(rescued: Rescued) ->
     assert set(recommendation.dropped) == {"careless", "careless+half", "careless+replay"}
 
 
-def test_a_second_run_does_nothing_and_a_report_says_the_same(
-    rescued: Rescued, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_general_text_is_read_in_training(rescued: Rescued, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    items = load_tasks(rescued.study)["colours"]
+    texts = items.replayed(build("full", complete_settings("full", {"replay": 0.1})), 0)
+    assert len(texts) == round(len(items.splits.train) / 9)
+    more = rescued.arm("careless+replay").cost.train_tokens - rescued.arm("careless").cost.train_tokens
+    # Each after the token that begins a text.
+    assert more == sum(1 + len(tiny_tokenizer(text)["input_ids"]) for text in texts)
+
+
+def test_a_second_run_does_nothing_and_answers_the_same(rescued: Rescued) -> None:
     before = contents(rescued.folder / "trials")
     assert rescued.study.run(rescued.folder) == rescued.after
     assert contents(rescued.folder / "trials") == before
-    written = (rescued.folder / "results.json").read_bytes()
-    (rescued.folder / "results.json").unlink()
-    done = called(capsys, "report", rescued.folder)
-    assert done.code == 0
-    assert "careless+lower" in done.out
-    assert (rescued.folder / "results.json").read_bytes() == written
 
 
 def verdict(arm: ArmResult, *, task: Verdict, low: float, retention: Verdict) -> ArmResult:
@@ -400,6 +381,14 @@ def test_what_does_no_harm_is_not_rescued(rescued: Rescued) -> None:
     harmless = verdict(rescued.arm("careless"), task="gain", low=0.1, retention="undecided")
     assert rescue_arms([harmless], planned) == {}
     assert set(rescue_arms([rescued.arm("careless")], planned)) == {"careless"}
+
+
+def test_the_rescues_of_a_tuned_arm_take_their_best_checkpoint_as_it_does(rescued: Rescued) -> None:
+    planned = [p for p in Store(rescued.folder).plan().planned if p.rescue_of is None]
+    tuned = [p.model_copy(update={"trial": p.trial.model_copy(update={"best_checkpoint": True})}) for p in planned]
+    for trials, best in ((planned, False), (tuned, True)):
+        half, lower, replay = rescue_arms([rescued.arm("careless")], trials)["careless"]
+        assert (half.tunes, lower.tunes is not None, replay.tunes is not None) == (None, best, best)
 
 
 def test_the_command_line_has_the_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,11 +41,14 @@ def rescue_arms(arms: Sequence[ArmResult], planned: Sequence[Planned]) -> dict[s
             trial = trials[arm.arm]
             tried = [_half(arm.arm)] if trial.method == "checkpoint" else []
             if is_trained(trial.method):
-                rate = float(trial.settings["learning_rate"])
+                lower = {**trial.settings, "learning_rate": float(trial.settings["learning_rate"]) * LOWER}
+                replay = {**trial.settings, "replay": REPLAY}
+                # What was tuned takes its best checkpoint: these do as well, and are not tuned again.
+                tunes = "learning_rate" if trial.best_checkpoint else None
                 tried = [
                     _half(arm.arm),
-                    Arm(f"{arm.arm}+lower", trial.method, {**trial.settings, "learning_rate": rate * LOWER}),
-                    Arm(f"{arm.arm}+replay", trial.method, {**trial.settings, "replay": REPLAY}),
+                    Arm(f"{arm.arm}+lower", trial.method, lower, tunes=tunes),
+                    Arm(f"{arm.arm}+replay", trial.method, replay, tunes=tunes),
                 ]
             rescues[arm.arm] = [a for a in tried if a.name not in taken and a.settings != trial.settings]
     return {of: tried for of, tried in rescues.items() if tried}

@@ -49,10 +49,11 @@ def run(
             prepared = _retried(prepared)
         _save_items(study, prepared)
         prepared = _run_missing(prepared, reporter, seconds, retry_failed=retry_failed)
-        if study.rescue:
-            prepared = planned_anew(prepared)
-            seconds = _check_resources(prepared)
-            prepared = _run_missing(prepared, reporter, seconds, retry_failed=retry_failed)
+        rescuing = planned_anew(prepared) if study.rescue else prepared
+        if len(rescuing.plan.planned) > len(prepared.plan.planned):
+            seconds = _check_resources(rescuing)
+            # Without what failed above, which has been tried.
+            prepared = _run_missing(rescuing, reporter, seconds, retry_failed=False)
         results = answer(study, store)
         _drop_weights(study, prepared.plan, results, store)
     return results
@@ -77,10 +78,10 @@ def _retried(prepared: Prepared) -> Prepared:
 
 def _run_missing(prepared: Prepared, reporter: Reporter, seconds: float, *, retry_failed: bool) -> Prepared:
     """Run what of a plan is not done, weights that have gone and are gone on from included."""
-    study, store, every = prepared.study, prepared.store, prepared.plan.planned
+    study, store = prepared.study, prepared.store
     store.save_plan(prepared.plan)
-    gone_on_from = {p.trial.parent for p in every if p.trial.parent and missing(p, store)}
-    for trial in (p.trial for p in every if p.trial.training_key in gone_on_from):
+    gone_on_from = {p.trial.parent for p in _todo(prepared, retry_failed=retry_failed)}
+    for trial in (p.trial for p in prepared.plan.planned if p.trial.training_key in gone_on_from):
         if is_trained(trial.method) and store.training(trial) is not None and store.artifact(trial) is None:
             # Its scores are to be of the same weights as those that go on from it.
             store.forget_evaluations(trial)
