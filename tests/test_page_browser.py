@@ -238,7 +238,7 @@ def test_only_the_chart_that_fits_is_shown(chrome: webdriver.Chrome, page_study:
         Window(chrome, page_study, width=width)
         for kind in ("wide", "narrow"):
             charts = chrome.find_elements(By.CSS_SELECTOR, f"figure .{kind}")
-            assert len(charts) == 3
+            assert len(charts) == 6
             assert all(chart.is_displayed() == (kind == shown) for chart in charts)
 
 

@@ -1,4 +1,4 @@
-"""Statistics against SciPy, statsmodels, closed forms and published tables."""
+"""Statistics over items against SciPy, statsmodels, closed forms and published tables."""
 
 import math
 
@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from finetrap import stats
@@ -106,12 +105,6 @@ def test_an_arm_equal_to_the_trivial_column_is_never_above_it() -> None:
     assert not stats.beats(np.zeros(500), np.zeros(500))
     assert not stats.beats(np.ones(500), np.ones(500))
     assert stats.beats(np.ones(20), np.zeros(20))
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_holm_equals_statsmodels(p_values: list[float]) -> None:
-    expected = multipletests(p_values, method="holm")[1]
-    assert stats.holm(p_values) == pytest.approx(list(expected))
 
 
 def test_item_variance_is_that_of_bonett_and_price() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from finetrap import stats
 from finetrap.claims import cells_of, judge
-from finetrap.config import Study
+from finetrap.config import REFERENCE_ARMS, Study
 from finetrap.plan import missing
 from finetrap.recommend import recommend
 from finetrap.records import PROTOCOL, Evaluation, ItemRow, Plan, Planned, TaskRecord
@@ -27,6 +27,7 @@ from finetrap.results import (
 )
 from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
+from finetrap.tune import warnings_of, with_tuning
 
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
@@ -40,6 +41,9 @@ class _Cell:
         self.task = task
         self.planned = [p for p in planned if store.evaluation(p.trial, _target(p)) is not None]
         self.trial = planned[0].trial
+        self.rescue_of = planned[0].rescue_of
+        trained = {p.trial.seed: store.parent(p.trial) or p.trial for p in self.planned}
+        self.trainings = {seed: record for seed, trial in trained.items() if (record := store.training(trial))}
         self.target = [store.rows(p.trial, _target(p)) for p in self.planned]
 
     @property
@@ -79,7 +83,10 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         done = {arm: cell for arm, ps in cells.items() if (cell := _Cell(ps, store, plan.tasks.get(task))).planned}
         if not done:
             continue
-        group = _arm_results(study, done)
+        group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None})
+        rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
+        group += [arm for arm in _arm_results(study, rescues) if arm.rescue_of is not None]
+        group = [with_tuning(arm, plan, store) for arm in group]
         scores = {arm: scores_of(cell.first) for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(_comparisons(model, task, scores))
@@ -94,7 +101,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         )
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
-        for p in plan.planned
+        for p in (*plan.candidates, *plan.planned)
         if (failure := store.failure(p.trial)) is not None and missing(p, store)
     )
     records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
@@ -151,6 +158,7 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{arm.arm} on {arm.task}: training diverged with seeds {list(arm.diverged_seeds)}; "
                 f"scored at the best validation checkpoint."
             )
+    warnings += warnings_of(arms)
     if len(environments) > 1:
         warnings.append(
             "the records come from more than one environment (versions or hardware); small differences may be theirs."
@@ -241,7 +249,7 @@ def _arm_result(
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
     counts = Counter(row.outcome for row in every if row.outcome is not None)
-    trainings = {p.trial.seed: r for p in cell.planned if (r := cell.store.training(p.trial)) is not None}
+    trainings = cell.trainings
     return ArmResult(
         arm=trial.arm,
         method=trial.method,
@@ -249,6 +257,7 @@ def _arm_result(
         params=trial.model.parameters,
         task=trial.task,
         hyperparameters=trial.settings,
+        rescue_of=cell.rescue_of,
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
@@ -281,7 +290,7 @@ def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
 
 def _cost(cell: _Cell) -> ArmCost:
     evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
-    trainings = [t for p in cell.planned if (t := cell.store.training(p.trial)) is not None]
+    trainings = list(cell.trainings.values())
     n = len(cell.first)
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),
@@ -302,7 +311,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
-    prompts_only = cell.trial.method in ("zero_shot", "few_shot")
+    prompts_only = cell.trial.method in ("zero_shot", "few_shot", "prompted")
     after = before if prompts_only else cell.rows_of("retention")
     return retention_of(study, before, after, arms=compared, prompts_only=prompts_only)
 

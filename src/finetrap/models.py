@@ -40,6 +40,8 @@ class LoadedModel:
     record: ModelRecord
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    untouched: "PreTrainedModel | None" = None
+    """What `model` was made of, where that is another one."""
 
     def copy(self) -> "PreTrainedModel":
         """An untouched copy to train."""
@@ -286,6 +288,8 @@ class Reader(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
     context: int
     """Tokens that the model can read."""
+    width: int
+    """Its hidden size."""
 
 
 def load_reader(source: Source) -> Reader:
@@ -300,7 +304,8 @@ def load_reader(source: Source) -> Reader:
         options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
         folder = str(_folder(source))
         config = AutoConfig.from_pretrained(folder, **options).get_text_config()
-        return Reader(AutoTokenizer.from_pretrained(folder, **options), int(config.max_position_embeddings))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        return Reader(tokenizer, int(config.max_position_embeddings), int(config.hidden_size))
 
 
 def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:

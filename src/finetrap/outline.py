@@ -17,6 +17,7 @@ from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_fl
 from finetrap.presets import PRESETS
 from finetrap.records import ModelRecord, Planned
 from finetrap.rows import here as data_here
+from finetrap.size import in_words, sized_text
 from finetrap.store import Store
 from finetrap.task import Example, HubData, Split, Task
 
@@ -40,6 +41,10 @@ class Outline(NamedTuple):
     downloads: list[Download]
     unknown: list[str]
     """Models of unknown size: their trials are not in the time."""
+    study: Study
+    """With what follows from its size."""
+    untimed: tuple[str, ...] = ()
+    """Arms whose tuning is not in the time: how many candidates there are depends on what is not here yet."""
 
 
 class _Sketch(Study):
@@ -55,16 +60,19 @@ def outline(study: Study, folder: Path) -> Outline:
     Raises:
         StudyError: the input is wrong.
     """
-    from finetrap.study import estimates, prepare
+    from finetrap.prepare import estimates, prepare
 
     absent = [spec for spec in study.models if not on_this_machine(spec)]
     names = (*study.task_names, *study.retention, *study.out_of_distribution)
     data = {name: task.hub for name in names if _absent(task := study.task(name), study)}
     downloads = [*map(_model_download, absent), *(_data_download(name, hub) for name, hub in data.items() if hub)]
     if not downloads:
-        return Outline(estimates(study, prepare(study, folder)), [], [])
+        prepared = prepare(study, folder)
+        return Outline(estimates(prepared), [], [], prepared.study)
     trials = _sketched(study, Store(folder), absent, data)
-    return Outline(trials, downloads, [spec.name for spec in absent if not _stand_in(spec).record.parameters])
+    unknown = [spec.name for spec in absent if not _stand_in(spec).record.parameters]
+    untimed = tuple(arm.name for arm in study.parsed_arms() if arm.tunes is not None)
+    return Outline(trials, downloads, unknown, study, untimed)
 
 
 def _sketched(
@@ -149,18 +157,23 @@ def outline_text(outline: Outline, folder: Path) -> str:
             trial = planned.trial
             if trial.model.label != model:
                 continue
-            state = "unknown" if model in outline.unknown else _time(left.seconds) if left.seconds else "done"
+            state = "unknown" if model in outline.unknown else in_words(left.seconds) if left.seconds else "done"
             asked = ", ".join(f"{e.task} ({e.n})" for e in planned.evaluations)
-            lines.append(f"{trial.arm:<16} seed {trial.seed}  {trial.task:<{tasks}} {state:>10}  evaluated on {asked}")
+            what = "tuning" if planned.rung is not None else f"seed {trial.seed}"
+            lines.append(f"{trial.arm:<16} {what:<7} {trial.task:<{tasks}} {state:>10}  evaluated on {asked}")
     for name, source, size in outline.downloads:
         lines.append(f"to fetch: {name} ({source}), {_size(size)}")
     known = [left for planned, left in outline.trials if planned.trial.model.label not in outline.unknown]
     seconds, disk = (sum(values) for values in zip(*known, strict=True)) if known else (0.0, 0)
     left_out = f", and what {' and '.join(outline.unknown)} takes" if outline.unknown else ""
     lines.append(
-        f"{len(outline.trials)} trials, roughly {_time(seconds)} and {disk / 2**20:,.0f} MiB in {folder}{left_out}; "
+        f"{len(outline.trials)} trials, roughly {in_words(seconds)} and {disk / 2**20:,.0f} MiB in {folder}{left_out}; "
         f"nothing was run."
     )
+    if outline.untimed:
+        lines.append(f"the tuning of {', '.join(outline.untimed)} is not in the time: it depends on what is to fetch.")
+    if outline.study.size is not None:
+        lines.append(sized_text(outline.study, seconds))
     return "\n".join(lines)
 
 
@@ -174,9 +187,3 @@ def outline_json(outline: Outline) -> dict[str, Any]:
 
 def _size(size: int | None) -> str:
     return f"about {size / 1e6:,.0f} MB" if size is not None else "size unknown"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

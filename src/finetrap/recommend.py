@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from finetrap import stats
+from finetrap.rescue import conclusions, rescues_of
 from finetrap.results import ArmResult, Recommendation
 
 CONFIDENCE = 0.9
@@ -43,6 +44,7 @@ def recommend(
     a seed: nothing is recommended then, since the missing one may be the best, or the one that forgets.
     """
     by_name = {arm.arm: arm for arm in arms}
+    rescues = rescues_of(arms, margin=margin)
     candidates = [name for name in by_name if name != "constant"]
     dropped = {name: reason for name in candidates if (reason := _reason_to_drop(by_name[name]))}
     left = [name for name in candidates if name not in dropped]
@@ -56,11 +58,12 @@ def recommend(
             regret_upper=None,
             next_step="Run it again, with --retry-failed if something failed: what is done is kept.",
             dropped=dropped,
+            rescues=rescues,
         )
     accuracy = {name: float(scores[name].mean()) for name in candidates}
     leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name])))
     trivial = scores.get("constant", np.zeros_like(scores["zero_shot"]))
-    why = _why(by_name, left, dropped)
+    why = [*_why(by_name, left, dropped), *conclusions(rescues, arms)]
     if not any(stats.beats(scores[name], trivial) for name in candidates):
         best = max(accuracy.values())
         return Recommendation(
@@ -78,6 +81,7 @@ def recommend(
             next_step="Take a larger model, or an easier task: at the floor more data of this study decides nothing.",
             leader=None,
             dropped=dropped,
+            rescues=rescues,
         )
     bounds = stats.regret_bounds({name: scores[name] for name in candidates}, alpha=1 - CONFIDENCE)
     good = [name for name in left if bounds[name] <= margin]
@@ -97,6 +101,7 @@ def recommend(
             next_step=f"Check '{chosen}' on questions of your own before you ship it.",
             leader=leader,
             dropped=dropped,
+            rescues=rescues,
         )
     return Recommendation(
         model=model,
@@ -112,6 +117,7 @@ def recommend(
         next_step=_next_step(leader, scores, candidates, margin, available=available),
         leader=leader,
         dropped=dropped,
+        rescues=rescues,
     )
 
 
@@ -125,6 +131,8 @@ def _reason_to_drop(arm: ArmResult) -> str | None:
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
         parts.append(f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte")
     parts += [f"{name} {_points(t.delta, sign=True)} points" for name, t in retention.tasks.items() if t.delta < 0]
+    if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
+        parts.append(f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points")
     return f"it forgets: {', '.join(parts)}"
 
 

@@ -27,11 +27,14 @@ from finetrap.options import (
     Plugins,
     PromptField,
     PromptTemplate,
+    Rescue,
     Retry,
     Score,
     Seeds,
+    SizeOption,
     System,
     TestData,
+    TuneOption,
 )
 
 
@@ -56,6 +59,8 @@ def compare(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
@@ -71,6 +76,7 @@ def compare(
     device: Device = None,
     dtype: DTypeOption = None,
     keep: KeepOption = None,
+    rescue: Rescue = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     json: AsJson = False,

@@ -21,8 +21,11 @@ from finetrap.options import (
     LimitTrain,
     Out,
     Plugins,
+    Rescue,
     Retry,
     Seeds,
+    SizeOption,
+    TuneOption,
 )
 
 
@@ -34,6 +37,8 @@ def run(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
@@ -42,6 +47,7 @@ def run(
     device: Device = None,
     dtype: DTypeOption = None,
     keep: KeepOption = None,
+    rescue: Rescue = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     json: AsJson = False,

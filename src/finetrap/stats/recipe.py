@@ -117,20 +117,20 @@ class Difference(NamedTuple):
     def p(self) -> float:
         """Two-sided: the level at which the interval just reaches 0."""
         distance = abs(self.centre)
-        if distance == 0 or self.item_variance == 0:
+        if distance < 1e-12 or self.item_variance == 0:
             return 1.0
         # With one t for both variances, the two degrees of freedom give the two ends between which p lies.
-        ratio = distance / self.standard_error
-        low, high = sorted(2 * float(stdtr(df, -ratio)) for df in (self.item_df, self.seed_df))
-        if not self.seed_variance:
-            return max(_LEAST, 2 * float(stdtr(self.item_df, -ratio)))
-        low, high = max(_LEAST, low * (1 - 1e-9)), min(1.0, high * (1 + 1e-9))
-        if high <= low:
-            return low
+        dfs = (self.item_df, self.seed_df if self.seed_variance else self.item_df)
+        low, high = sorted(2 * float(stdtr(df, -distance / self.standard_error)) for df in dfs)
+        if low == high or high < _LEAST:
+            return max(_LEAST, high)
+        low, high = max(_LEAST, low * (1 - 1e-6)), min(1.0, high * (1 + 1e-6))
 
         def excess(log_alpha: float) -> float:
             return self.half_width(math.exp(log_alpha)) - distance
 
+        if excess(math.log(low)) <= 0:
+            return low  # p is below what a float can tell from 0
         return math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-12))
 
     def mde(self, alpha: float = ALPHA) -> float:
