@@ -43,7 +43,7 @@ def test_a_hub_model_that_nobody_knows_is_of_unknown_size_and_not_in_the_time(
     assert "someone/some-model, of unknown size:" in lines
     assert "to fetch: someone/some-model (someone/some-model on the Hub), size unknown" in lines
     assert "and what someone/some-model takes; nothing was run." in lines[-1]
-    assert sum(" unknown " in line for line in lines) == 3
+    assert sum(" unknown  evaluated on " in line for line in lines) == 3
 
 
 def test_a_dry_run_of_compare_does_not_fetch_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
