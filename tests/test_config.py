@@ -247,3 +247,31 @@ def test_an_out_of_distribution_task_is_scored_like_the_target():
 def test_an_arm_name_that_charts_and_bars_would_read_as_markup_is_refused(name):
     with pytest.raises(StudyError, match="write letters, digits"):
         study(arms=f"{name}=lora")
+
+
+@pytest.mark.parametrize(("text", "size"), [("300MB", 300_000_000), ("1.5GiB", 1_610_612_736), ("64k", 64_000), (5, 5)])
+def test_a_size_is_read_as_people_write_it(text: object, size: int) -> None:
+    assert make_study({"models": "m", "tasks": "gsm8k", "max_size": text}).max_size == size
+
+
+@pytest.mark.parametrize("text", ["big", "300XB", "MB", -1, 0])
+def test_what_is_no_size_is_said_to_be_none(text: object) -> None:
+    with pytest.raises(StudyError, match="max_size|size"):
+        make_study({"models": "m", "tasks": "gsm8k", "max_size": text})
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds"),
+    [
+        ({}, (0,)),
+        ({"seeds": 3}, (0, 1, 2, 3, 4)),
+        ({"seeds": [7, 1]}, (7, 1, 0, 2, 3)),
+        ({"seeds": 7}, (0, 1, 2, 3, 4, 5, 6)),
+        ({"seeds": 3, "shot_draws": 3}, (0, 1, 2)),
+        ({"shot_draws": 4}, (0, 1, 2, 3)),
+    ],
+)
+def test_shots_are_drawn_five_times_where_there_are_several_seeds(
+    settings: dict[str, object], seeds: tuple[int, ...]
+) -> None:
+    assert make_study({"models": "m", "tasks": "gsm8k", **settings}).shot_seeds == seeds

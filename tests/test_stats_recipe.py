@@ -171,6 +171,8 @@ def test_an_arm_that_varies_more_than_the_pool_keeps_its_own_variance() -> None:
     assert seeds > 3 * stats.difference(steady[0], np.zeros(400), pool).seed_variance
     assert stats.seed_ratio(odd, pool) == pytest.approx(own.between / own.pooled_between(pool))
     assert stats.seed_ratio(odd, pool) > 1
+    assert stats.seeds_stand_out(odd, steady)
+    assert not stats.seeds_stand_out(steady[0], [*steady[1:], odd])
 
 
 def test_without_a_pool_there_is_no_seed_term() -> None:

@@ -70,7 +70,7 @@ def test_one_family_holds_the_p_of_recipes_and_of_checkpoints() -> None:
 
 
 def test_an_undecided_recipe_says_what_would_decide() -> None:
-    arms = _family(a=_arm(185, 190, 180), b=_arm(180, 184, 176))
+    arms = _family(a=_arm(186, 187, 185), b=_arm(180, 181, 179))
     versus = versus_zero_shot(arms, margin=0.02)["a"]
     recipe = _recipe(versus)
     assert versus.verdict == "undecided"
@@ -86,6 +86,7 @@ def test_seeds_that_differ_much_more_than_the_others_are_told() -> None:
         _family(wild=_arm(60, 250, 400), **{f"calm{i}": _arm(200, 202, 198) for i in range(4)}), margin=0.02
     )
     assert _recipe(found["wild"]).seed_ratio > 2 > _recipe(found["calm0"]).seed_ratio
+    assert [name for name in found if _recipe(found[name]).seeds_stand_out] == ["wild"]
 
 
 def test_equal_recipes_are_no_difference_within_a_margin_that_the_items_can_show() -> None:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import fdtri
 
 from finetrap import stats
 from finetrap.claims import cells_of, judge
@@ -20,7 +19,6 @@ from finetrap.results import (
     Comparison,
     Failure,
     OutOfDistribution,
-    Recipe,
     Recommendation,
     Results,
     Retention,
@@ -179,7 +177,7 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{arm.arm} on {arm.task}: training diverged with seeds {list(arm.diverged_seeds)}; "
                 f"scored at the best validation checkpoint."
             )
-        if (recipe := arm.vs_zero_shot.recipe if arm.vs_zero_shot else None) and _uneven(recipe):
+        if (recipe := arm.vs_zero_shot.recipe if arm.vs_zero_shot else None) and recipe.seeds_stand_out:
             warnings.append(
                 f"{arm.arm} on {arm.task}: its accuracy varies {math.sqrt(recipe.seed_ratio):.1f} times as much "
                 f"between seeds as that of all arms together; its interval may be too narrow. More seeds would show."
@@ -190,13 +188,6 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
             "the records come from more than one environment (versions or hardware); small differences may be theirs."
         )
     return warnings
-
-
-def _uneven(recipe: Recipe) -> bool:
-    """Whether an arm's own variance between seeds is above the 99% point of what the pool lets expect."""
-    if recipe.df_seeds is None:
-        return False
-    return recipe.seed_ratio > float(fdtri(recipe.seeds - 1, recipe.df_seeds, 0.99))
 
 
 def _arm_results(study: Study, cells: dict[str, _Cell], look: LookAt) -> list[ArmResult]:

@@ -61,7 +61,7 @@ def _look(study: Study, before: Sequence[Answered], evaluated: Mapping[str, str]
         if all(evaluated[arm] == key for arm, key in answered.evaluated.items() if arm in evaluated):
             return LookAt(index + 1, answered.alpha, _spent(before[: index + 1]) > stats.ALPHA), True
     number = len(before) + 1
-    alpha = stats.look_alpha(number) if study.looks == "many" else stats.ALPHA
+    alpha = round(stats.look_alpha(number), 12) if study.looks == "many" else stats.ALPHA
     return LookAt(number, alpha, _spent(before) + alpha > stats.ALPHA), False
 
 

@@ -70,7 +70,9 @@ class Recipe(Record):
     seeds_needed: int | None = None
     """Likewise seeds of every arm."""
     seed_ratio: float = 1.0
-    """How much more this arm's accuracy varies between its seeds than the arms' together says."""
+    """Variance of this arm's accuracy between its seeds, over what all arms together say that it is."""
+    seeds_stand_out: bool = False
+    """Whether that variance is more than chance beside the other arms', at 1%: the interval may be too narrow."""
 
 
 class VersusZeroShot(Record):

@@ -1,6 +1,6 @@
 """Arms against the untouched model, and in pairs: tables of scores in, verdicts out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
@@ -66,7 +66,8 @@ def versus_zero_shot(
     others = dict(zip(of_checkpoints, stats.holm(list(of_checkpoints.values())), strict=True))
     results = {}
     for name, arm in family.items():
-        compared = _Compared(arm, zero, trivial, pool, differences.get(name), alpha, len(family))
+        rest = [other.table for key, other in family.items() if key != name and other.has_seeds]
+        compared = _Compared(arm, zero, trivial, pool, differences.get(name), rest, alpha, len(family))
         artifact = artifact_of(
             arm.first,
             zero.first,
@@ -112,6 +113,7 @@ class _Compared:
     trivial: stats.Scores
     pool: stats.SeedPool | None
     difference: stats.Difference | None
+    rest: Sequence[stats.Scores]
     alpha: float
     family: int
 
@@ -138,6 +140,7 @@ class _Compared:
             items_needed=needed.items,
             seeds_needed=needed.seeds,
             seed_ratio=stats.seed_ratio(self.arm.table, self.pool),
+            seeds_stand_out=bool(self.rest) and stats.seeds_stand_out(self.arm.table, self.rest),
         )
 
     def verdict(self, evidence: Artifact | Recipe, margin: float) -> Verdict:

@@ -27,6 +27,7 @@ from finetrap.stats.recipe import (
     difference,
     pool_seeds,
     seed_ratio,
+    seeds_stand_out,
 )
 from finetrap.stats.regret import regret_bounds
 
@@ -58,6 +59,7 @@ __all__ = [
     "ratio_interval",
     "regret_bounds",
     "seed_ratio",
+    "seeds_stand_out",
     "sign_only",
     "tango",
     "wilson",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import fdtri, ndtri, stdtr, stdtrit
 
 from finetrap.stats.artifact import ALPHA, Interval, Scores, item_variance, wilson
 
@@ -197,8 +197,17 @@ def seed_variance(table: Scores, pool: SeedPool | None, kappa: float) -> float:
     return max(0.0, guarded / arm.seeds - arm.residual / (arm.n * arm.seeds))
 
 
+def seeds_stand_out(table: Scores, others: Iterable[Scores]) -> bool:
+    """Whether an arm varies more between its seeds than the other arms say: M / v above the 99% point of F(S - 1, nu).
+
+    The pool is of the others alone: within one that holds the arm itself, M / v can hardly exceed the number of arms.
+    """
+    arm, pool = components(table), pool_seeds(others)
+    return seed_ratio(table, pool) > float(fdtri(arm.seeds - 1, min(pool.df, 1e6), 0.99))
+
+
 def seed_ratio(table: Scores, pool: SeedPool) -> float:
-    """How much more an arm varies between its seeds than the pool says, M / v: about F(S - 1, nu), 1 for 0 / 0."""
+    """How much more an arm varies between its seeds than the pool says, M / v; 1 where both are 0."""
     arm = components(table)
     pooled = arm.pooled_between(pool)
     return arm.between / pooled if pooled else 1.0
