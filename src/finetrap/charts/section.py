@@ -68,8 +68,8 @@ def charts_of(section: Section) -> list[Chart]:
         Chart(
             "cost",
             "Accuracy with its 95% interval, by the cost to adapt and by the cost to own: training, and "
-            f"{section.queries:,} queries, in operations. The dotted line is the trivial answer, a ring marks the arm that is recommended "
-            "or leads.",
+            f"{section.queries:,} queries, in operations. The dotted line is the trivial answer, a "
+            "ring marks the arm that is recommended or leads.",
             _listed(f"{arm.arm}: {percent(arm.accuracy)}, {seconds_once(arm):.0f} s to adapt." for arm in arms),
             lambda canvas: cost_chart(arms, canvas, queries=section.queries, recommended=marked),
         ),
