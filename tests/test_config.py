@@ -256,7 +256,7 @@ def test_a_size_is_read_as_people_write_it(text: object, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["big", "300XB", "MB", -1, 0])
 def test_what_is_no_size_is_said_to_be_none(text: object) -> None:
-    with pytest.raises(StudyError, match="max_size|size"):
+    with pytest.raises(StudyError, match="size"):
         make_study({"models": "m", "tasks": "gsm8k", "max_size": text})
 
 
