@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-instruct-q4
 
-.PHONY: demo test check lint format generate docs bench verify clean
+.PHONY: demo test check lint format generate docs bench truth verify clean
 
 demo: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
@@ -39,6 +39,11 @@ docs: .venv/installed
 verify: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
 	PYTHONPATH=bench:tests $(BIN)/python -m same_answers
+
+# Whether the statistics hold, in simulated studies where the truth is known; some 20 minutes of 2 cores. What is in
+# bench/results/truth.json is not simulated again.
+truth: .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=bench $(BIN)/python -m truth
 
 # Hours: every figure of docs/performance.md, three runs each. MODELS is a folder with further GGUF files; what is already
 # in bench/results is measured again unless BENCH is --missing.

@@ -22,6 +22,7 @@ def wanted() -> dict[Path, str]:
     from generator.methods import method_pages
     from generator.performance import performance_blocks
     from generator.scorers import scorers_page
+    from generator.statistics import statistics_blocks
     from generator.tasks import task_pages
 
     from finetrap.results import Results
@@ -56,6 +57,10 @@ def wanted() -> dict[Path, str]:
     for name, block in performance_blocks().items():
         performance = fill(performance, name, block)
     files[DOCS / "performance.md"] = performance
+    statistics = (DOCS / "statistics.md").read_text()
+    for name, block in statistics_blocks().items():
+        statistics = fill(statistics, name, block)
+    files[DOCS / "statistics.md"] = statistics
 
     navigation = (ROOT / "mkdocs.yml").read_text()
     for folder in ("methods", "tasks", "results", "decisions"):

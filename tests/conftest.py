@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -15,16 +16,25 @@ install_import_hook("finetrap", "shape_checks.check")
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from rich_results import rich  # noqa: E402
 from support import Place  # noqa: E402
 from tiny import FAMILIES, make_model, make_tokenizer  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
 from finetrap.config import ModelSpec, Study  # noqa: E402
 from finetrap.models import LoadedModel, find, load  # noqa: E402
+from finetrap.page import write_page  # noqa: E402
+from finetrap.report import write_report  # noqa: E402
+from finetrap.results import Results  # noqa: E402
+from finetrap.store import Store  # noqa: E402
 from finetrap.study import run  # noqa: E402
 from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
+
+# `make mutation` runs them thousands of times: fewer examples, always the same, on a machine however busy.
+hypothesis.settings.register_profile("mutation", max_examples=25, derandomize=True, deadline=None, database=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -98,6 +108,19 @@ def page_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             short = replace(get_task(name), max_new_tokens=16)
             patch.setitem(task._entries, name, partial(replace, short))
         study.run(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rich_study(page_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That study's reports as if it had seeds, tuning, rescues and claims; its records are as they were."""
+    folder = tmp_path_factory.mktemp("rich") / "study"
+    shutil.copytree(page_study, folder)
+    store = Store.existing(folder)
+    results = rich(Results.model_validate_json((folder / "results.json").read_text()))
+    write_page(results, store.study(), store)
+    write_report(results, store.study(), store)
+    (folder / "results.json").write_text(results.to_json())
     return folder
 
 

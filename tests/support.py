@@ -18,6 +18,7 @@ SMALL = {
     "arms": ["lora:rank=2"],
     "limit_train": 16,
     "limit_test": 10,
+    "retention": ["hellaswag", "arc_easy", "wikitext2"],
     "limit_retention": 10,
     "dtype": "float32",
     "device": "cpu",

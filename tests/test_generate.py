@@ -194,12 +194,12 @@ def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny
     assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
 
 
-@pytest.mark.parametrize("limits", [{"TOKENS_AT_A_TIME": 20}, {"CACHE_BYTES": 1}, {"CACHE_BYTES": 60_000}])
+@pytest.mark.parametrize("limits", [{"tokens": 20}, {"cache_bytes": 1}, {"cache_bytes": 60_000}])
 def test_little_memory_changes_no_answer(tiny_model, tiny_tokenizer, monkeypatch, limits):
     model, prompts = tiny_model(), make_prompts(16)
     free = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=[PAD])
-    for name, value in limits.items():
-        monkeypatch.setattr(generate_module, name, value)
+    little = generate_module.LIMITS["cpu"]._replace(**limits)
+    monkeypatch.setitem(generate_module.LIMITS, "cpu", little)
     assert generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=[PAD]) == free
 
 

@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_model
 
 from finetrap import Study
+from finetrap import attention as attention_module
+from finetrap import loss as loss_module
+from finetrap.attention import packed_attention_on
+from finetrap.decoding import Rows, decoding_attention_on
+from finetrap.generate import generate_greedy
+from finetrap.loss import CompletionLoss, TrainingRow
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
@@ -25,3 +32,69 @@ def test_a_study_gives_the_same_answers_on_a_gpu(tiny_folder: Path, tmp_path: Pa
         )
         rows[device] = {arm.arm: arm.accuracy for arm in study.run(tmp_path / device).arms}
     assert rows["cuda"] == pytest.approx(rows["cpu"], abs=0.051)
+
+
+def _gradient(model: torch.nn.Module, rows: list[TrainingRow]) -> torch.Tensor:
+    model.zero_grad()
+    with packed_attention_on(model):  # type: ignore[arg-type]
+        CompletionLoss(model).backward(rows, forget=model.zero_grad)
+    parts = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(parts).cpu()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
+def test_half_precision_trains_as_float32_does(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Through the kernel for varying lengths, windows and grouped heads included, against blocks in float32.
+    torch.manual_seed(0)
+    exact = make_model(family).cuda()
+    with torch.no_grad():
+        for parameter in exact.parameters():  # bfloat16's own rounding of the weights is not what is tested
+            parameter.copy_(parameter.bfloat16())
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        TrainingRow(torch.randint(10, 90, (length,), generator=generator).tolist(), length // 2)
+        for length in (5, 60, 33, 17)
+    ]
+    wanted = _gradient(exact, rows)
+    half = exact.bfloat16()
+    by_kernel = _gradient(half, rows)
+    for module in (attention_module, loss_module):
+        monkeypatch.setattr(module, "has_varlen_kernel", lambda device, dtype: False)
+    by_blocks = _gradient(half, rows)
+    rounding = (by_blocks - wanted).norm() / wanted.norm()
+    assert (by_kernel - wanted).norm() / wanted.norm() < 1.5 * rounding < 0.1
+
+
+def test_answers_on_a_gpu_are_those_of_generate(tiny_model, tiny_tokenizer) -> None:  # type: ignore[no-untyped-def]
+    model = tiny_model().cuda()
+    generator = torch.Generator().manual_seed(2)
+    prompts = [[7, 8, 9, *torch.randint(10, 90, (n,), generator=generator).tolist()] for n in (3, 9, 5, 12)]
+    found = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=8, stop_tokens=[])
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt], device="cuda")
+        alone = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert answer.ids == alone[0, len(prompt) :].tolist()
+
+
+def test_half_precision_reads_prompts_as_float32_does(tiny_model) -> None:  # type: ignore[no-untyped-def]
+    exact = tiny_model().cuda()
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(parameter.bfloat16())
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(10, 90, (n,), generator=generator).tolist() for n in (3, 40, 17)]
+    found = []
+    for model in (exact, exact.bfloat16()):
+        rows = Rows(model, rows=3, capacity=64)
+        with torch.no_grad(), decoding_attention_on(model):
+            rows.read_prefix([7, 8, 9] * 10)
+            rows.read(prompts)
+            found.append(rows.step(torch.tensor([11, 12, 13], device="cuda")).float())
+    assert (found[0] - found[1]).norm() / found[0].norm() < 5e-2

@@ -74,6 +74,18 @@ def test_choices_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_it
         assert (row.correct, row.raw) == (item["acc_bytes"] == 1, item["acc"] == 1)
 
 
+@pytest.mark.parametrize(("name", "packaged"), [("science", "arc_easy"), ("scenes", "hellaswag")])
+def test_packaged_choices_score_as_in_the_harness_on_the_same_rows(
+    plain_folder: Path, harness_items: Samples, name: str, packaged: str
+) -> None:
+    loaded = load(find(ModelSpec(name=str(plain_folder))), dtype=torch.float32, device="cpu")
+    task, items = get_task(packaged), harness_items[name]
+    rows = evaluate(loaded, task, task.load("test")[: len(items)], Asked(), progress=lambda done: None)
+    for row, item in zip(rows, items, strict=True):
+        assert row.loglikelihoods == pytest.approx([v for v, _ in item["filtered_resps"]], rel=1e-6, abs=1e-4)
+        assert (row.correct, row.raw) == (item["acc_bytes"] == 1, item["acc"] == 1)
+
+
 def test_answers_in_a_study_score_as_in_the_harness(study_rows: Rows, harness_items: Samples) -> None:
     by_filter = {(item["doc_id"], item["filter"]): item for item in harness_items["sums"]}
     assert len(by_filter) == 2 * len(study_rows["sums"])

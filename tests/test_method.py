@@ -183,7 +183,7 @@ def test_settings_have_the_types_that_the_method_names():
     [
         ("loar", "unknown method 'loar'; did you mean 'lora'?"),
         ("x=ful:epochs=1", "unknown method 'ful'; did you mean 'full'?"),
-        ("zzzzzz", "known: checkpoint, constant, dora, few_shot, full, lora, zero_shot"),
+        ("zzzzzz", "known: checkpoint, constant, dora, few_shot, full, interpolated, lora, prompted, zero_shot"),
         ("lora:rnk=8", "unknown setting of method 'lora' 'rnk'; did you mean 'rank'?"),
         ("few_shot:learning_rate=1e-3", "unknown setting of method 'few_shot' 'learning_rate'"),
         ("lora:rank=many", "lora:rank=many: expected int"),

@@ -184,7 +184,7 @@ def test_every_arm_stands_beside_the_others_with_what_it_said(chrome: webdriver.
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
-@pytest.mark.parametrize("study", ["page_study", "hostile_study"])
+@pytest.mark.parametrize("study", ["page_study", "hostile_study", "rich_study"])
 def test_the_page_never_scrolls_sideways(
     study: str, width: int, scheme: str, chrome: webdriver.Chrome, request: pytest.FixtureRequest
 ) -> None:
@@ -223,8 +223,8 @@ return low;
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_has_contrast_in_light_and_dark(scheme: str, chrome: webdriver.Chrome, page_study: Path) -> None:
-    Window(chrome, page_study, scheme=scheme)
+def test_all_text_has_contrast_in_light_and_dark(scheme: str, chrome: webdriver.Chrome, rich_study: Path) -> None:
+    Window(chrome, rich_study, scheme=scheme)
     assert chrome.execute_script(CONTRASTS) == []
     ground = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
     red = int(ground.removeprefix("rgb(").split(",")[0])
@@ -234,12 +234,44 @@ def test_all_text_has_contrast_in_light_and_dark(scheme: str, chrome: webdriver.
 
 
 def test_only_the_chart_that_fits_is_shown(chrome: webdriver.Chrome, page_study: Path) -> None:
-    for width, shown in ((1280, "wide"), (375, "narrow")):
+    for width, shown in ((1280, "wide"), (390, "narrow")):
         Window(chrome, page_study, width=width)
         for kind in ("wide", "narrow"):
             charts = chrome.find_elements(By.CSS_SELECTOR, f"figure .{kind}")
-            assert len(charts) == 3
+            assert len(charts) == 6
             assert all(chart.is_displayed() == (kind == shown) for chart in charts)
+
+
+CUT = """
+const cut = [];
+for (const chart of document.querySelectorAll("svg.chart")) {
+  const frame = chart.getBoundingClientRect();
+  if (!frame.width) continue;
+  const texts = [...chart.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  for (const [words, box] of texts) {
+    if (box.left < -1 || box.right > document.documentElement.clientWidth + 1) cut.push(["beyond the page", words]);
+    if (box.height && Math.min(box.height, box.width) < 8) cut.push(["too small", words]);
+  }
+  for (const [i, [words, a]] of texts.entries())
+    for (const [others, b] of texts.slice(i + 1))
+      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 3 &&
+          Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 5) cut.push(["covers", words, others]);
+}
+return cut;
+"""
+
+
+@pytest.mark.parametrize(("width", "kind"), [(1280, "wide"), (390, "narrow")])
+def test_every_chart_is_seen_whole_and_no_words_cover_others(
+    width: int, kind: str, chrome: webdriver.Chrome, rich_study: Path
+) -> None:
+    Window(chrome, rich_study, width=width)
+    charts = chrome.find_elements(By.CSS_SELECTOR, f"figure .{kind} svg")
+    assert len(charts) == 7
+    for chart in charts:
+        assert 300 < chart.rect["width"] <= width
+        assert chart.rect["height"] > 100
+    assert chrome.execute_script(CUT) == []
 
 
 def test_no_hostile_text_runs(chrome: webdriver.Chrome, hostile_study: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_trivial_arm_counts_all_of_train_whatever_the_limit(planned: Planner
 
 def test_what_the_model_is_trained_for_is_not_a_measure_of_retention(planned: Planner) -> None:
     asked = asked_of(planned(), "lora", "retention")
-    assert [e.task for e in asked] == ["hellaswag", "wikitext2"]
+    assert [e.task for e in asked] == ["hellaswag", "wikitext2", "divergence", "ifeval"]
 
 
 def test_siblings_of_the_target_are_no_measure_of_retention(planned: Planner) -> None:
@@ -95,6 +95,14 @@ def test_the_number_of_items_is_that_of_the_limits(planned: Planner) -> None:
     trials = planned(limit_test=12, limit_retention=11)
     assert {e.n for e in asked_of(trials, "lora")} == {12}
     assert {e.n for e in asked_of(trials, "lora", "retention")} == {11}
+    asked = {e.task: e.n for e in asked_of(planned(limit_retention=11, limit_instructions=3), "lora", "retention")}
+    assert asked == {"hellaswag": 11, "wikitext2": 11, "divergence": 11, "ifeval": 3}
+
+
+def test_instructions_are_for_models_that_are_prompted_through_their_chat_template(planned: Planner) -> None:
+    asked = asked_of(planned(chat=False), "lora", "retention")
+    assert [e.task for e in asked] == ["hellaswag", "wikitext2", "divergence"]
+    assert not any(e.chat for e in asked)
 
 
 def test_another_task_is_asked_of_every_arm(planned: Planner) -> None:
@@ -109,8 +117,9 @@ def test_shots_are_written_down_and_follow_the_seed(planned: Planner) -> None:
     assert first.shots == asked_of(planned(seeds=[1]), "few_shot")[0].shots
 
 
-def test_chat_is_for_generation_only(planned: Planner) -> None:
-    assert not any(e.chat for p in planned(chat=True) for e in p.evaluations)
+def test_chat_is_for_generation_and_conversations_only(planned: Planner) -> None:
+    chat = {e.task for p in planned(chat=True) for e in p.evaluations if e.chat}
+    assert chat == {"divergence", "ifeval"}
     generated = [e for p in planned(tasks="gsm8k", chat=True) for e in p.evaluations if e.kind == "generate"]
     assert generated
     assert all(e.chat for e in generated)

@@ -218,7 +218,7 @@ def test_compare_takes_arms_and_scorers_of_a_plugin(
     arguments = place.own("mine.csv", "--score", "first_letter", "--arm", "one_shot", "--max-new-tokens", 4)
     done = called(capsys, *arguments, "--plugin", study / "mine.py", "--dry-run", "--json")
     assert done.code == 0
-    planned = json.loads(done.out)
+    planned = json.loads(done.out)["trials"]
     assert [trial["trial"]["arm"] for trial in planned] == ["constant", "zero_shot", "one_shot"]
     assert [bool(trial["trial"]["plugin"]) for trial in planned] == [False, False, True]
 

@@ -18,6 +18,7 @@ def _run(tiny_folder: Path, folder: Path) -> Results:
         arms=["few_shot:shots=1", "lora:rank=2"],
         limit_train=16,
         limit_test=10,
+        retention=["hellaswag", "wikitext2"],
         limit_retention=10,
         dtype="float32",
     )
@@ -29,10 +30,12 @@ def test_the_report_gives_the_answer_first_and_all_that_repeats_it(tiny_folder: 
     text = results.report().with_suffix(".md").read_text()
     answer, table = text.index("**"), text.index("| arm |")
     assert answer < table
-    for wanted in ("zero_shot", "lora", "learning_rate=0.001", "What is forgotten", "What it costs", "To repeat it"):
+    titles = ("Against the untouched model", "Learned and forgotten", "What it costs", "To repeat it")
+    for wanted in ("zero_shot", "lora", "learning_rate=0.001", *titles):
         assert wanted in text
     charts = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    assert len(charts) == 3
+    kinds = ("forest", "learn-forget", "cost", "outcomes", "accuracy", "learning")
+    assert all(chart.endswith(f"-{kind}.svg") for chart, kind in zip(charts, kinds, strict=True))
     for chart in charts:
         root = ElementTree.parse(tmp_path / "study" / chart).getroot()
         assert root.tag.endswith("svg")

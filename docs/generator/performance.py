@@ -11,13 +11,14 @@ RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 
 def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
     """Block name to tables."""
-    engine, scaling = (_read(results / f"{name}.json") for name in ("engine", "scaling"))
+    engine, scaling, gpu = (_read(results / f"{name}.json") for name in ("engine", "scaling", "gpu"))
     return {
         "engine": _dated(engine, _engine(engine.get("rows", []))),
         "floor": _floor([row for row in engine.get("rows", []) if "floor" in row]),
         "agreement": _agreement([row for row in engine.get("rows", []) if row.get("agreement") or row.get("loss")]),
         "settings": _settings(engine.get("rows", []), engine.get("grid", [])),
         "scaling": _dated(scaling, _scaling(scaling.get("rows", []))),
+        "gpu": _dated(gpu, _gpu(gpu.get("rows", []))),
     }
 
 
@@ -140,6 +141,37 @@ def _scaling(rows: list[dict[str, Any]]) -> str:
                 f"{row['growth']:.2f}x",
                 f"{row['exponent']:.2f}",
                 f"{100 * row['overhead_per_trial']:.1f}%" if "overhead_per_trial" in row else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _gpu(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    header = (
+        "work",
+        "on",
+        "shape of",
+        "against",
+        "ours",
+        "theirs",
+        "ratio",
+        "of the GPU's peak",
+        "memory, ours / theirs",
+    )
+    return table(
+        header,
+        [
+            (
+                *_named(row),
+                row["peer"],
+                _amount(row["ours"], row["unit"]),
+                _amount(row["theirs"], row["unit"]),
+                f"**{row['ratio']:.1f}x**",
+                f"{100 * row['mfu']:.0f}%" if "mfu" in row else "",
+                f"{row['memory_ours'] / 2**30:.0f} / {row['memory_theirs'] / 2**30:.0f} GiB" if "mfu" in row else "",
             )
             for row in rows
         ],

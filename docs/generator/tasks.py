@@ -19,6 +19,10 @@ SCORED = {
         "`acc` of lm-evaluation-harness."
     ),
     "text": "The log-likelihood of the text, in bits per byte. Lower is better.",
+    "divergence": (
+        "The untouched and the adapted model read the same text. At each token, KL(untouched || adapted) between their "
+        "distributions of the next one; the mean over tokens, in nats. It is 0 where nothing moved."
+    ),
 }
 
 
@@ -105,8 +109,9 @@ class _NoTokens:
 
 
 def _shown(chosen: Task, example: Example) -> str:
-    if chosen.kind == "text":
-        return f"The text itself, such as `{example.id}`:\n\n{fenced(example.question)}"
+    if chosen.kind in ("text", "divergence"):
+        said = filter(None, [*(turn.content for turn in example.turns), example.question, example.reference])
+        return f"The text itself, such as `{example.id}`:\n\n" + fenced("\n".join(said))
     plain = Encoder(_NoTokens(), chosen, chat=False).prompt(example).text  # type: ignore[arg-type]
     parts = [f"Example `{example.id}`, as plain text:", fenced(plain)]
     if chosen.kind == "generate":

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetrap import stats
-from finetrap.config import Study
+from finetrap.claims import cells_of, judge
+from finetrap.config import REFERENCE_ARMS, Study
 from finetrap.looks import LookAt, look_at
 from finetrap.plan import missing
 from finetrap.recommend import recommend
@@ -25,7 +26,8 @@ from finetrap.results import (
 )
 from finetrap.retention import mean, retention_of, scores_of
 from finetrap.store import Store
-from finetrap.versus import Scored, artifact_of, pairs, pool_of, versus_zero_shot
+from finetrap.tune import warnings_of, with_tuning
+from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
 
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
@@ -39,6 +41,9 @@ class _Cell:
         self.task = task
         self.planned = [p for p in planned if store.evaluation(p.trial, _target(p)) is not None]
         self.trial = planned[0].trial
+        self.rescue_of = planned[0].rescue_of
+        trained = {p.trial.seed: store.parent(p.trial) or p.trial for p in self.planned}
+        self.trainings = {seed: record for seed, trial in trained.items() if (record := store.training(trial))}
         self.target = [store.rows(p.trial, _target(p)) for p in self.planned]
 
     @property
@@ -90,7 +95,10 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
             continue
         look = look_at(study, plan, store, model, task)
         looks.append(look.warning(model, task))
-        group = _arm_results(study, done, look)
+        group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None}, look)
+        rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
+        group += [arm for arm in _arm_results(study, rescues, look) if arm.rescue_of is not None]
+        group = [with_tuning(arm, plan, store) for arm in group]
         scored = {arm: cell.scored for arm, cell in done.items()}
         arms.extend(group)
         comparisons.extend(pairs(model, task, scored))
@@ -112,7 +120,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         recommendations.append(chosen.model_copy(update={"look": look.number, "alpha": look.alpha}))
     failures = tuple(
         Failure(trial=p.trial.folder, error=failure.error)
-        for p in plan.planned
+        for p in (*plan.candidates, *plan.planned)
         if (failure := store.failure(p.trial)) is not None and missing(p, store)
     )
     records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
@@ -132,6 +140,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         recommendations=tuple(recommendations),
+        claims=judge(study.claims, cells_of(plan, store)) if study.claims else (),
         failures=failures,
         warnings=(*filter(None, looks), *_warnings(arms, plan, environments)),
     )
@@ -173,6 +182,7 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
                 f"{arm.arm} on {arm.task}: its accuracy varies {math.sqrt(recipe.seed_ratio):.1f} times as much "
                 f"between seeds as that of all arms together; its interval may be too narrow. More seeds would show."
             )
+    warnings += warnings_of(arms)
     if len(environments) > 1:
         warnings.append(
             "the records come from more than one environment (versions or hardware); small differences may be theirs."
@@ -199,7 +209,7 @@ def _arm_result(
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
     accuracy = float(np.mean([row.correct for row in every]))
     counts = Counter(row.outcome for row in every if row.outcome is not None)
-    trainings = {p.trial.seed: r for p in cell.planned if (r := cell.store.training(p.trial)) is not None}
+    trainings = cell.trainings
     return ArmResult(
         arm=trial.arm,
         method=trial.method,
@@ -207,12 +217,11 @@ def _arm_result(
         params=trial.model.parameters,
         task=trial.task,
         hyperparameters=trial.settings,
+        rescue_of=cell.rescue_of,
         seeds=tuple(p.trial.seed for p in cell.planned),
         n_test=len(cell.first),
         accuracy=accuracy,
-        ci95=stats.wilson(accuracy, len(cell.first))
-        if pool is None
-        else stats.accuracy_interval(cell.scored.table, pool),
+        ci95=accuracy_interval(cell.scored, pool),
         accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
         accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
         format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,
@@ -241,7 +250,7 @@ def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
 
 def _cost(cell: _Cell) -> ArmCost:
     evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
-    trainings = [t for p in cell.planned if (t := cell.store.training(p.trial)) is not None]
+    trainings = list(cell.trainings.values())
     n = len(cell.first)
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),
@@ -270,7 +279,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
-    prompts_only = cell.trial.method in ("zero_shot", "few_shot")
+    prompts_only = cell.trial.method in ("zero_shot", "few_shot", "prompted")
     after = before if prompts_only else cell.rows_of("retention")
     return retention_of(study, before, after, arms=compared, prompts_only=prompts_only)
 

@@ -4,12 +4,15 @@ Registered with Transformers' `AttentionInterface`, so that it serves every fami
 of model code. Each span of a row is attended to by itself, in blocks of queries, forward and backward
 written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are faster
 than torch's scaled dot product attention and its backward pass, and by far faster than one call with a
-block mask over the whole row.
+block mask over the whole row. On CUDA in half precision, where each of many small products would wait for its
+launch, rows of plain causal sequences go through FlashAttention's kernel for varying lengths instead.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +59,18 @@ class PackedRow:
     spans: tuple[Span, ...]
     """In order, without gaps."""
     _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but causal sequences, without a prefix that they share."""
+        return all(span.prefix == 0 and span.mask is None for span in self.spans)
+
+    @cached_property
+    def ends(self) -> tuple[Int[Tensor, " spans_and_one"], int]:
+        """Where each span begins, and the end of the last; and the longest span's length."""
+        lengths = [span.stop - span.start for span in self.spans]
+        places = torch.tensor([*accumulate(lengths, initial=0)], dtype=torch.int32, device=self.input_ids.device)
+        return places, max(lengths)
 
     def blocks(self, window: int | None, groups: int, dtype: torch.dtype) -> list[Block]:
         """The row's blocks under a sliding window of `window` positions; the same in every layer that has it.
@@ -195,9 +210,60 @@ def packed_attention(
     The dropout of attention weights that a few configurations ask for is left out.
     """
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
+    if has_varlen_kernel(query.device, query.dtype) and packed.is_plain:
+        return _varlen(query, key, value, packed, scale, sliding_window), None
     blocks = packed.blocks(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     attended: Tensor = _PackedAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return attended, None
+
+
+def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has FlashAttention for sequences of varying lengths there."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, packed: PackedRow, scale: float, window: int | None
+) -> Float[Tensor, "1 tokens heads size"]:
+    """Attention within each span by the kernel for varying lengths, windows and grouped heads as they are."""
+    ends, longest = packed.ends
+    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    attended, _ = varlen_attention(
+        queries, keys, values, ends, ends, longest, longest, scale=scale, causal=True, window=window
+    )
+    return attended[None]
+
+
+def varlen_attention(
+    query: Float[Tensor, "queries heads size"],
+    key: Float[Tensor, "keys key_heads size"],
+    value: Float[Tensor, "keys key_heads size"],
+    query_ends: Int[Tensor, " sequences_and_one"],
+    key_ends: Int[Tensor, " sequences_and_one"],
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+) -> tuple[Float[Tensor, "queries heads size"], Float[Tensor, "heads queries"]]:
+    """FlashAttention-2 (arXiv:2307.08691) of sequences on end, and the log of each query's sum of exp(score)."""
+    attended, lse = torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        query_ends,
+        key_ends,
+        most_queries,
+        most_keys,
+        0.0,
+        causal,
+        False,
+        scale=scale,
+        window_size_left=None if window is None else window - 1,
+        window_size_right=None if window is None else 0,
+    )[:2]
+    return attended, lse
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from finetrap.claim_spec import Claim, check_claims, make_claim
 from finetrap.errors import StudyError, unknown
-from finetrap.in_memory import is_model, is_table, named_model
+from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
-from finetrap.records import Input
+from finetrap.records import TUNING_SEED, Input
+from finetrap.size import Size, check_size, with_size
 from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ REFERENCE_ARMS = ("constant", "zero_shot")
 """In every study: what the others are compared with."""
 
 Keep = Literal["none", "best", "all"]
+Tune = Literal["none", "quick", "standard", "thorough"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -65,6 +69,11 @@ def _task(entry: object) -> object:
     return OwnData.model_validate({"train": entry} if is_table(entry) else entry)
 
 
+def _claims(value: object) -> object:
+    entries = value if isinstance(value, list | tuple) else (value,)
+    return tuple(_each("claims", make_claim, entries))
+
+
 def _each(field: str, make: Callable[[object], object], entries: list[object] | tuple[object, ...]) -> Iterator[object]:
     for index, entry in enumerate(entries):
         try:
@@ -91,7 +100,7 @@ def _bytes(value: object) -> object:
     return round(float(number) * (1024 if binary else 1000) ** (" kmg".index((unit or " ").lower())))
 
 
-Size = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
@@ -110,10 +119,14 @@ class Study(Input):
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
+    size: str | None = None
+    """quick, standard, thorough or a time (45m, 2h): what decides tune, epochs, seeds and limits that are not given."""
     shot_draws: int | None = Field(default=None, ge=1)
     """Draws of shots, of arms that are shown solved examples. By default 5 where there are several seeds: cheap."""
     learning_rate: float | None = Field(default=None, gt=0)
     """One rate for every trained arm that does not set its own."""
+    tune: Tune = "none"
+    """How far each arm is tuned that does not give its learning rate, shots or template: all such arms alike."""
     epochs: int | None = Field(default=None, ge=1)
     """Likewise: passes over the training examples."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -124,10 +137,12 @@ class Study(Input):
     """Validation examples at most, and at most a quarter of limit_train; they are cut from train."""
     limit_test: int | None = Field(default=None, ge=1)
     """Test examples at most. Raising it later re-uses the weights that `keep` kept."""
-    retention: Names = ("hellaswag", "arc_easy", "wikitext2")
-    """Tasks that show what is forgotten; siblings of the target are left out."""
+    retention: Names = ("hellaswag", "arc_easy", "wikitext2", "divergence", "ifeval")
+    """Tasks that show what is forgotten; siblings of the target are left out, and `ifeval` of a model without chat."""
     limit_retention: int = Field(default=200, ge=10)
     """Examples of each retention task at most."""
+    limit_instructions: int = Field(default=40, ge=1)
+    """Of a retention task that is answered at length, such as `ifeval`, at most; it takes longest."""
     out_of_distribution: Names = ()
     """Further tasks that each arm is tested on, and not trained for."""
     margin: float = Field(default=0.02, gt=0, lt=1)
@@ -136,9 +151,11 @@ class Study(Input):
     """Loss of retention (a fraction of accuracy) that would be accepted."""
     bits_per_byte_tolerance: float = Field(default=0.05, gt=0)
     """Loss on general text, in bits per byte, that would be accepted."""
+    rescue: bool = False
+    """Try again each trained arm that does harm: half-way back, at a lower rate, with general text mixed in."""
     queries: int = Field(default=100_000, ge=0)
     """How many answers an arm is to give in its life: shots are paid for at every one, training once."""
-    max_size: Size | None = None
+    max_size: Bytes | None = None
     """Bytes of weights that the device holds, as 300MB or 1.5GiB; arms that ship more are not recommended."""
     looks: Literal["one", "many"] = "one"
     """one: the first answer has the whole 5%, and is the last with a claim; many: it has 4%, later ones the rest."""
@@ -148,6 +165,21 @@ class Study(Input):
     """auto, cpu, cuda, cuda:N or mps."""
     keep: Keep = "best"
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
+    claims: Annotated[tuple[Claim, ...], BeforeValidator(_claims)] = ()
+    """What is said of the arms, to be supported or refuted by this study."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: Any) -> Any:
+        return with_size(values) if isinstance(values, dict) else values
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_known(cls, size: str | None) -> str | None:
+        try:
+            return None if size is None else check_size(size)
+        except StudyError as error:
+            raise error.at("size") from None
 
     @field_validator("arms")
     @classmethod
@@ -196,12 +228,28 @@ class Study(Input):
                     f"the arm '{reference}' has to be the method {reference}: others are compared with it."
                 )
         self._check_names()
+        check_claims(
+            self.claims, arms=names, models=[shown_name(model.name) for model in self.models], tasks=self.task_names
+        )
+        self._check_parents()
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise StudyError(f"seeds {list(self.seeds)}: write different numbers that are not negative.")
+        if TUNING_SEED in self.seeds:
+            raise StudyError(f"seed {TUNING_SEED} is that of tuning; write another.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
         self.check_targets(read=False)
         return self
+
+    def _check_parents(self) -> None:
+        arms = {arm.name: arm for arm in self.parsed_arms()}
+        with_weights = [arm.name for arm in arms.values() if is_trained(arm.method) or arm.method == "checkpoint"]
+        for arm in arms.values():
+            if arm.method == "interpolated" and arm.settings["of"] not in with_weights:
+                raise StudyError(
+                    f"arm '{arm.name}': of={arm.settings['of']} is no arm of the study that trains or is a checkpoint; "
+                    f"there is: {', '.join(with_weights) or 'none (add --arm full)'}."
+                )
 
     def _check_names(self) -> None:
         for kind, names in (("model", [model.name for model in self.models]), ("task", list(self.task_names))):
@@ -233,7 +281,7 @@ class Study(Input):
                 )
         for name in known(self.tasks):
             target = get_task(name)
-            if target.kind == "text":
+            if target.kind in ("text", "divergence"):
                 raise StudyError(f"task '{name}' measures general text; it can be a retention task, not a target.")
             if "train" not in target.splits:
                 raise StudyError(
@@ -263,9 +311,12 @@ class Study(Input):
         arms = []
         for text in self.arms:
             arm = parse_arm(text)
+            if self.tune == "none" or (arm.tunes or "") in shared:
+                arm = replace(arm, tunes=None)
             if is_trained(arm.method):
                 given = {pair.partition("=")[0].strip() for pair in text.partition(":")[2].split(",")}
-                arm = Arm(arm.name, arm.method, {**arm.settings, **{k: v for k, v in shared.items() if k not in given}})
+                filled = {key: value for key, value in shared.items() if key not in given}
+                arm = replace(arm, settings={**arm.settings, **filled})
             arms.append(arm)
         return tuple(arms)
 
@@ -295,6 +346,12 @@ class Study(Input):
         except KeyboardInterrupt:
             reporter.say(f"interrupted. What is finished is kept in {folder}; the same call goes on from there.")
             raise
+
+    def stated(self) -> dict[str, Any]:
+        """The settings to write down: all that are not the default, and all that a size would decide."""
+        every = self.model_dump(mode="json")
+        decided = {field.name: every[field.name] for field in fields(Size)} if self.size is not None else {}
+        return {**self.model_dump(mode="json", exclude_defaults=True), **decided}
 
     def default_folder(self) -> Path:
         """finetrap-NAME, in the current folder."""

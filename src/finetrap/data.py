@@ -54,6 +54,15 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     Raises:
         StudyError: the task has no train split.
     """
+    whole = _carved(task)
+    return replace(
+        whole, train=sample(whole.carved, limit_train), validation=sample(whole.validation, limit_validation)
+    )
+
+
+@lru_cache(maxsize=8)
+def _carved(task: Task) -> Splits:
+    """All of train and validation."""
     if "train" not in task.splits:
         raise StudyError(f"task '{task.name}' has no train split; it can be tested on, not trained on.")
     rows = task.load("train")
@@ -65,7 +74,7 @@ def load_splits(task: Task, *, limit_train: int | None = None, limit_validation:
     train, validation = carve(kept, VALIDATION_SHARE, "validation")
     if not train:
         raise StudyError(f"task '{task.name}': its rows of train are all near-duplicates; give rows that differ more.")
-    return Splits(sample(train, limit_train), sample(validation, limit_validation), tuple(train), dropped)
+    return Splits(tuple(train), tuple(validation), tuple(train), dropped)
 
 
 @lru_cache(maxsize=32)
@@ -120,7 +129,7 @@ class Encoder:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", task: Task, *, chat: bool) -> None:
         self.tokenizer = tokenizer
         self.task = task
-        self.chat = chat and task.kind == "generate"
+        self.chat = chat and task.converses
         self.end_of_turn: int = _end_of_turn(tokenizer) if self.chat else _eos(tokenizer)
 
     def prompt(self, example: Example, shots: Sequence[Example] = ()) -> Prompt:
@@ -207,12 +216,18 @@ class Encoder:
         prompt = self.prompt(example)
         return [*prompt.ids, *self.completion(prompt, example.reference), self.end_of_turn], len(prompt.ids)
 
+    def text_row(self, text: str) -> "list[int]":
+        """Token ids of a general text, read as plain text after the token that begins one, or ends one."""
+        first = self.tokenizer.bos_token_id
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [_eos(self.tokenizer) if first is None else int(first), *ids]
+
     def _plain(self, example: Example) -> str:
         said = [f"{turn.role.capitalize()}: {turn.content}" for turn in example.turns]
         text = self.task.prompt(example.question)
         if said:
             return "\n".join([*said, f"User: {text}", "Assistant:"])
-        return f"{text}{self.task.layout.cue}" if self.task.kind == "generate" else text
+        return f"{text}{self.task.layout.cue}" if self.task.converses else text
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; a plain prompt gets the tokenizer's, once.

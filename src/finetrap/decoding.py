@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.attention import PackedRow, Span, attend, attention_on
+from finetrap.attention import PackedRow, Span, attend, attention_on, has_varlen_kernel, varlen_attention
 from finetrap.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
 ROWS_TOGETHER = 32
-"""Whose own parts are attended to in one call, up to the longest of them."""
+"""Whose own parts are attended to in one call on a CPU, up to the longest of them; on a GPU one call takes all."""
 
 
 class Rows:
@@ -146,6 +146,8 @@ class Rows:
                 continue
             for kept, new in zip(self._own_of(layer, key, value), (key, value), strict=True):
                 kept[row, :, : span.stop - span.start] = new[0, :, own]
+        if window is None and has_varlen_kernel(query.device, query.dtype):
+            return _read_by_kernel(reading.packed, query, key, value, prefix, scale)
         if prefix is not None:
             key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
         blocks = reading.packed.blocks(window, query.shape[1] // key.shape[1], query.dtype)
@@ -196,9 +198,10 @@ class Rows:
             device, lengths, prefix = self.lengths.device, self.lengths[: self.active], self.prefix_length
             known = lengths.tolist()
             reach = max(known) + prefix + 1 if window is None else window
+            together = ROWS_TOGETHER if device.type == "cpu" else self.active
 
             def part(start: int) -> _Part:
-                rows = slice(start, min(start + ROWS_TOGETHER, self.active))
+                rows = slice(start, min(start + together, self.active))
                 keys = slice(max(0, min(known[rows]) + 1 - reach), max(known[rows]) + 1)
                 distance = lengths[rows, None] - torch.arange(keys.start, keys.stop, device=device)
                 bias = _bias((distance >= 0) & (distance < reach), like)
@@ -209,11 +212,30 @@ class Rows:
             self._seen[window] = _Seen(
                 torch.arange(self.active, device=device),
                 lengths,
-                tuple(part(start) for start in range(0, self.active, ROWS_TOGETHER)),
+                tuple(part(start) for start in range(0, self.active, together)),
                 shared,
                 _bias(from_prefix < reach, like),
             )
         return self._seen[window]
+
+
+def _read_by_kernel(
+    packed: PackedRow, query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor] | None, scale: float
+) -> Float[Tensor, "1 tokens heads size"]:
+    """Prompts after their prefix, each by itself, and all of them together to the prefix."""
+    ends, longest = packed.ends
+    asking, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    attended, lse = varlen_attention(asking, keys, values, ends, ends, longest, longest, scale=scale, causal=True)
+    if prefix is not None:
+        keys, values = (part[0].transpose(0, 1) for part in prefix)
+        tokens, known = len(asking), len(keys)
+        all_asking, all_known = (torch.tensor([0, n], dtype=torch.int32, device=query.device) for n in (tokens, known))
+        of_prefix, prefix_lse = varlen_attention(
+            asking, keys, values, all_asking, all_known, tokens, known, scale=scale, causal=False
+        )
+        share = torch.sigmoid(prefix_lse - lse).T[..., None]
+        attended = torch.lerp(attended.float(), of_prefix.float(), share).to(value.dtype)
+    return attended[None]
 
 
 class _Reading(NamedTuple):

@@ -3,16 +3,18 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from finetrap.attention import common_prefix
 from finetrap.data import Encoder, Prompt, too_long
+from finetrap.divergence import divergences
 from finetrap.generate import Generated, generate_greedy
 from finetrap.likelihood import ChoiceItem, choice_loglikelihoods
+from finetrap.loss import TrainingRow
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow
-from finetrap.scoring import outcome_of
+from finetrap.scoring import is_degenerate, outcome_of
 from finetrap.task import Example, Task
 
 Progress = Callable[[int], None]
@@ -39,11 +41,27 @@ def evaluate(
     encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
     if task.kind == "text":
         return _texts(loaded, encoder, examples, progress)
+    if task.kind == "divergence":
+        return _divergences(loaded, encoder, examples, progress)
     if task.kind == "choice":
         return _choices(loaded, encoder, examples, asked, progress)
     if asked.trivial:
         return [_constant(task, example, asked.constant_answer or "") for example in examples]
     return _generations(loaded, encoder, examples, asked, progress)
+
+
+def reference_loss(loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked) -> float:
+    """Mean nats a token of the references, the end of the turn included, as training measures them; with any shots."""
+    encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
+    prompts = [encoder.prompt(example, asked.shots) for example in examples]
+    completions = [
+        [*encoder.completion(prompt, example.reference), encoder.end_of_turn]
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    shared = common_prefix([prompt.ids for prompt in prompts]) if asked.shots else 0
+    items = [ChoiceItem(p.ids[shared:], [tokens]) for p, tokens in zip(prompts, completions, strict=True)]
+    scored = choice_loglikelihoods(loaded.model, items, prefix=prompts[0].ids[:shared])
+    return -sum(value for (value,) in scored) / sum(map(len, completions))
 
 
 def _hash(text: str) -> str:
@@ -90,7 +108,28 @@ def _generations(
         stop_texts=() if encoder.chat else task.stops,
         progress=progress,
     )
-    return [_generated(task, *row) for row in zip(examples, prompts, answers, strict=True)]
+    special = {i: token.content for i, token in loaded.tokenizer.added_tokens_decoder.items() if token.special}
+    rows = [_generated(task, *row) for row in zip(examples, prompts, answers, strict=True)]
+    if not encoder.chat:
+        return rows
+    kept = [keeps_chat_format(answer, prompt.text, special) for answer, prompt in zip(answers, prompts, strict=True)]
+    return [row.model_copy(update={"chat_format": whole}) for row, whole in zip(rows, kept, strict=True)]
+
+
+def keeps_chat_format(answer: Generated, prompt: str, special: Mapping[int, str]) -> bool:
+    """Whether an answer is a whole turn of a conversation.
+
+    It ends by itself, says something, runs into no loop and holds no `special` token, nor one of the `prompt`'s
+    written out in letters.
+    """
+    marks = [mark for mark in special.values() if mark in prompt]
+    return (
+        not answer.truncated
+        and bool(answer.text.strip())
+        and not is_degenerate(answer.text)
+        and special.keys().isdisjoint(answer.ids)
+        and not any(mark in answer.text for mark in marks)
+    )
 
 
 def _stop_tokens(loaded: LoadedModel, encoder: Encoder) -> set[int]:
@@ -158,13 +197,11 @@ def _chosen(example: Example, prompt: Prompt, completions: list[list[int]], valu
 
 
 def _texts(loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], progress: Progress) -> list[ItemRow]:
-    # As in lm-evaluation-harness, the first token is predicted from the beginning- or end-of-sequence token.
-    first = loaded.tokenizer.bos_token_id
-    first = encoder.end_of_turn if first is None else first
+    first = _first(loaded, encoder)
     special = encoder.task.layout.predicts_beginning
     texts = [loaded.tokenizer(e.question, add_special_tokens=special)["input_ids"] for e in examples]
     limit = loaded.model.config.get_text_config().max_position_embeddings
-    windows = [(index, item) for index, text in enumerate(texts) for item in _windows(text, int(first), limit)]
+    windows = [(index, item) for index, text in enumerate(texts) for item in _windows(text, first, limit)]
     values = [0.0] * len(texts)
     scored = choice_loglikelihoods(loaded.model, [item for _, item in windows])
     for (index, _), (value,) in zip(windows, scored, strict=True):
@@ -177,6 +214,41 @@ def _texts(loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], p
             bits=-value / math.log(2),
             bytes=len(example.question.encode()),
             prompt_tokens=len(text),
+        )
+        for example, text, value in zip(examples, texts, values, strict=True)
+    ]
+
+
+def _first(loaded: LoadedModel, encoder: Encoder) -> int:
+    """What a text's first token is predicted from: the beginning- or end-of-sequence token, as in the harness."""
+    first = loaded.tokenizer.bos_token_id
+    return encoder.end_of_turn if first is None else int(first)
+
+
+def _divergences(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], progress: Progress
+) -> list[ItemRow]:
+    """Of an answer to a question the answer and its end are compared, of a text all of it."""
+    limit = loaded.model.config.get_text_config().max_position_embeddings
+    first = _first(loaded, encoder)
+    texts = []
+    for example in examples:
+        if example.reference:
+            text = TrainingRow(*encoder.training_row(example))
+        else:
+            text = TrainingRow([first, *loaded.tokenizer(example.question, add_special_tokens=False)["input_ids"]], 1)
+        texts.append(TrainingRow(text.ids[:limit], min(text.prompt_length, limit)))
+    untouched = loaded.untouched or loaded.model
+    values = [0.0] * len(texts)
+    if loaded.model is not untouched:
+        values = divergences(untouched, loaded.model, texts, progress=progress)
+    return [
+        ItemRow(
+            id=example.id,
+            prompt=_hash(example.asked),
+            kl=value,
+            kl_tokens=text.completion_length,
+            prompt_tokens=len(text.ids),
         )
         for example, text, value in zip(examples, texts, values, strict=True)
     ]

@@ -16,13 +16,23 @@ from finetrap.attention import by_token_budget, common_prefix
 from finetrap.cost import free_memory_bytes
 from finetrap.decoding import Rows, decoding_attention_on
 
-ROWS_AT_A_TIME = 128
+
+class Limits(NamedTuple):
+    """How much is computed at a time."""
+
+    rows: int
+    """Answers that are written side by side."""
+    cache_bytes: int
+    """Of keys and values, at most, and no more than a quarter of the free memory; it bounds the rows."""
+    tokens: int
+    """Of prompts that are read in one pass."""
+
+
+LIMITS = {"cpu": Limits(128, 2 << 30, 4096), "cuda": Limits(2048, 32 << 30, 32768)}
+"""By the kind of device; any other takes the CPU's. A step of a small model costs a GPU its launches, whatever the
+rows."""
 REFILL = 1 / 8
 """Share of the rows that are to be free before waiting prompts are read: a few together cost less than one by one."""
-CACHE_BYTES = 2 << 30
-"""Of keys and values, at most, and no more than a quarter of the free memory; it bounds the rows."""
-TOKENS_AT_A_TIME = 4096
-"""Of prompts that are read in one pass."""
 
 Progress = Callable[[int], None]
 """Is told how many more prompts have their answers."""
@@ -69,7 +79,7 @@ def generate_greedy(
     max_new_tokens: int,
     stop_tokens: Collection[int],
     stop_texts: Sequence[str] = (),
-    rows_at_a_time: int = ROWS_AT_A_TIME,
+    rows_at_a_time: int | None = None,
     progress: Progress = lambda done: None,
 ) -> list[Generated]:
     """The likeliest token at every step, until a stop token, a stop text or `max_new_tokens`."""
@@ -87,7 +97,7 @@ def generate_samples(
     max_new_tokens: int,
     stop_tokens: Collection[int],
     stop_texts: Sequence[str] = (),
-    rows_at_a_time: int = ROWS_AT_A_TIME,
+    rows_at_a_time: int | None = None,
     progress: Progress = lambda done: None,
 ) -> list[list[Generated]]:
     """`sampling.samples` answers of each prompt, which is read once for all of them."""
@@ -102,7 +112,7 @@ def _generate(
     prompts: Sequence[Sequence[int]],
     stop: _Stop,
     sampling: Sampling | None,
-    rows_at_a_time: int,
+    rows_at_a_time: int | None,
     progress: Progress,
 ) -> list[list[Generated]]:
     if not prompts:
@@ -112,8 +122,9 @@ def _generate(
     shared = common_prefix(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
     capacity = max(map(len, prompts)) - shared + stop.limit
-    cache_bytes = min(CACHE_BYTES, free_memory_bytes(str(model.device)) // 4)
-    fitting = min(rows_at_a_time, cache_bytes // (_bytes_a_token(model) * capacity)) // samples
+    limits = LIMITS.get(model.device.type, LIMITS["cpu"])
+    cache_bytes = min(limits.cache_bytes, free_memory_bytes(str(model.device)) // 4)
+    fitting = min(rows_at_a_time or limits.rows, cache_bytes // (_bytes_a_token(model) * capacity)) // samples
     rows = Rows(model, rows=samples * max(1, min(len(prompts), fitting)), capacity=capacity)
     choose = _Chooser(sampling, stop.limit)
     new: dict[_Answer, list[int]] = {}
@@ -128,7 +139,7 @@ def _generate(
             places = free // samples if free >= rows.rows * REFILL or not alive else 0
             started = [waiting.popleft() for _ in range(min(places, len(waiting)))]
             new |= {_Answer(prompt, sample): [] for prompt in started for sample in range(samples)}
-            for part in by_token_budget([len(prompts[i]) - shared for i in started], TOKENS_AT_A_TIME):
+            for part in by_token_budget([len(prompts[i]) - shared for i in started], limits.tokens):
                 read = [started[i] for i in part]
                 begun = [_Answer(prompt, sample) for prompt in read for sample in range(samples)]
                 chosen += choose(rows.read([prompts[i][shared:] for i in read], copies=samples), begun, new)

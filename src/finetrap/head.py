@@ -67,17 +67,17 @@ class Head:
         return states[0]
 
     def logits(
-        self, row: PackedRow, positions: Int[Tensor, " kept"]
+        self, row: PackedRow, positions: Int[Tensor, " kept"], *, at_a_time: int | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "part vocabulary"]]]:
-        """Logits at some positions in float32, in parts, each with the part of `positions` that it is of."""
-        if not self.is_plain:
-            yield slice(0, len(positions)), logits_at(self.model, row, positions)
-            return
-        hidden = self.hidden(row)[positions]
-        size = max(1, LOGITS_AT_A_TIME // len(self.layer.weight))
+        """Logits at some positions in float32, in parts, each with the part of `positions` that it is of.
+
+        `at_a_time`: positions of a part; by default as many as `LOGITS_AT_A_TIME` allows.
+        """
+        size = at_a_time or max(1, LOGITS_AT_A_TIME // len(self.layer.weight))
+        states = self.hidden(row)[positions] if self.is_plain else logits_at(self.model, row, positions)
         for start in range(0, len(positions), size):
             part = slice(start, min(start + size, len(positions)))
-            yield part, self.layer(hidden[part]).float()
+            yield part, self.layer(states[part]).float() if self.is_plain else states[part]
 
     @torch.no_grad()
     def _is_plain(self) -> bool:

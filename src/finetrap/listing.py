@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetrap.method import default_settings, is_trained, method
-from finetrap.plan import Estimate
 from finetrap.presets import PRESETS, here
-from finetrap.records import Planned
-from finetrap.results import Results
+from finetrap.results import ClaimResult, Results
 from finetrap.store import Store
 from finetrap.task import get_task, task
 
@@ -59,32 +57,17 @@ def model_rows() -> list[dict[str, str]]:
     ]
 
 
-def dry_run_text(estimates: Sequence[tuple[Planned, Estimate]], folder: Path) -> str:
-    """Trials, time and disk of a study."""
-    lines = []
-    for planned, left in estimates:
-        trial = planned.trial
-        state = _time(left.seconds) if left.seconds else "done"
-        asked = ", ".join(f"{e.task} ({e.n})" for e in planned.evaluations)
-        lines.append(f"{trial.arm:<16} seed {trial.seed}  {trial.task:<10} {state:>10}  evaluated on {asked}")
-    seconds = sum(left.seconds for _, left in estimates)
-    disk = sum(left.disk_bytes for _, left in estimates)
-    lines.append(
-        f"{len(estimates)} trials, roughly {_time(seconds)} and {disk / 2**20:,.0f} MiB in {folder}; nothing was run."
+def claims_text(claims: Sequence[ClaimResult]) -> str:
+    """Claims with their verdicts and evidence."""
+    return "\n\n".join(
+        "\n".join([f"{claim.id}: {claim.verdict.upper()}. {claim.says}", *(f"  {line}" for line in claim.evidence)])
+        for claim in claims
     )
-    return "\n".join(lines)
 
 
-def dry_run_json(estimates: Sequence[tuple[Planned, Estimate]]) -> str:
+def claims_json(claims: Sequence[ClaimResult]) -> str:
     """The same for a program."""
-    rows = [{**planned.model_dump(mode="json"), **left._asdict()} for planned, left in estimates]
-    return json.dumps(rows, indent=1)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return json.dumps([claim.model_dump(mode="json") for claim in claims], indent=1)
 
 
 def where_to_find(results: Results, folder: Path) -> str:

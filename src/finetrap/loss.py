@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from finetrap import head
-from finetrap.attention import by_token_budget, common_prefix, logits_at, pack_causal
+from finetrap.attention import by_token_budget, common_prefix, has_varlen_kernel, logits_at, pack_causal
 from finetrap.cost import free_memory_bytes, is_out_of_memory
 
 T = TypeVar("T")
 
 TOKENS_AT_A_TIME = 4096
 """Of a micro-batch, at most: large enough for the matrix products to run at full speed on a CPU."""
+TOKENS_AT_A_TIME_CUDA = 65536
+"""Likewise: a pass of a small model takes a GPU hardly longer than its launches."""
 ACTIVATION_BYTES = 3 << 30
-"""Of a micro-batch, at most, by a generous count: full fine-tuning of 630M weights is to fit into 16 GB."""
+"""Of a micro-batch on a CPU, at most, by a generous count: full fine-tuning of 630M weights is to fit into 16 GB."""
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -84,8 +86,10 @@ class CompletionLoss:
         self.head = head.Head(model)
         self.device: torch.device = self.head.causal.device
         free = free_memory_bytes(str(self.device)) - reserved_bytes
-        fitting = min(ACTIVATION_BYTES, free // 2) // _activation_bytes_a_token(self.head.causal)
-        self.tokens_at_a_time = max(1, min(TOKENS_AT_A_TIME, fitting))
+        cuda = self.device.type == "cuda"
+        bytes_at_a_time, most = (free // 2, TOKENS_AT_A_TIME_CUDA) if cuda else (ACTIVATION_BYTES, TOKENS_AT_A_TIME)
+        fitting = min(bytes_at_a_time, free // 2) // _activation_bytes_a_token(self.head.causal)
+        self.tokens_at_a_time = max(1, min(most, fitting))
 
     def backward(self, batch: Sequence[TrainingRow], *, forget: Callable[[], None]) -> float:
         """Add up the gradients of a batch's mean loss a completion token, and return it.
@@ -116,7 +120,9 @@ class CompletionLoss:
         """Nats of the completion tokens of some rows in all, one packed pass."""
         device = self.device
         # A chat template's system message, above all: computed once, its gradient that of all rows.
-        prefix = common_prefix([row.ids[: row.prompt_length] for row in rows]) if len(rows) > 1 else 0
+        # The kernel of a GPU takes whole sequences, and saves more than that.
+        shares = len(rows) > 1 and not has_varlen_kernel(device, self.head.causal.dtype)
+        prefix = common_prefix([row.ids[: row.prompt_length] for row in rows]) if shares else 0
         packed = pack_causal([row.ids for row in rows], device, prefix=prefix)
         predicting: list[int] = []
         targets: list[int] = []

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -37,6 +37,8 @@ class Training:
     """AdamW's decay (arXiv:1711.05101)."""
     clip: float = 1.0
     """The norm to which gradients are clipped."""
+    replay: float = 0.0
+    """Share of the training rows that are general text, to forget less of it (arXiv:1811.11682)."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +53,89 @@ class Method:
     """Whether what is trained is a PEFT adapter: saved as one, merged to be evaluated."""
     shots: int = 0
     """Solved examples in front of the question."""
+    instruction: str = ""
+    """Text in front of what the task asks."""
     trivial: bool = False
     """The arm that does not read the question."""
     checkpoint: Path | None = None
     """What the user already trained: a PEFT adapter or a whole model."""
+    of: str | None = None
+    """The arm between whose weights and the untouched ones it lies."""
+    weight: float = 1.0
+    """Where between: 0 is the untouched model, 1 that arm."""
 
 
 method = Registry("method", "finetrap.methods", Method)
 
+Setting = str | int | float
+
 _LEARNING_RATES: dict[Callable[..., Method], float] = {}
 """Of each method that trains, by its function, the default."""
+_PRIORS: dict[Callable[..., Method], float] = {}
+"""Likewise, where tuning begins for a model of `PRIOR_WIDTH`."""
+_CHOICES: dict[Callable[..., Method], tuple[str, tuple[Setting, ...]]] = {}
+"""Of each method that prompts and can be tuned: the setting, and its values."""
+PRIOR_WIDTH = 2000
+"""Hidden size for which priors are given."""
+PRIOR_POWER = 0.5
+"""How the best rate falls with width. Fits for two families gave 0.08 (Qwen 3) and 0.78 (Llama 3) ("LoRA Without
+Regret", Schulman and Thinking Machines 2025); this lies between, and tuning searches a factor of three to both sides.
+"""
 _NEVER_ZERO = frozenset({"learning_rate", "clip"})
 """Settings with which nothing would be trained at zero."""
-_SHARES = frozenset({"warmup", "dropout"})
+_SHARES = frozenset({"warmup", "dropout", "replay"})
 """Settings that lie between 0 and 1."""
+_UP_TO_ONE = frozenset({"weight"})
+"""Settings that may be 1 as well."""
 
 
-def trains(*, learning_rate: float) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
-    """Register a method that trains, with its default learning rate."""
+def trains(
+    *, learning_rate: float, prior: float | None = None
+) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Register a method that trains, with its default learning rate and the `prior` around which tuning searches.
+
+    The prior is for a hidden size of `PRIOR_WIDTH`; without one the default is taken for it. The best rate of an
+    adapter is about ten times that of full fine-tuning, whatever its rank ("LoRA Without Regret", 2025), and adapters
+    compared at one rate, or full fine-tuning at theirs, tell of the rate and not of the method (arXiv:2602.04998).
+    """
 
     def register(function: Callable[..., Method]) -> Callable[..., Method]:
         _LEARNING_RATES[function] = learning_rate
+        _PRIORS[function] = learning_rate if prior is None else prior
         return method(function)
 
     return register
+
+
+def chooses(**choices: tuple[Setting, ...]) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Register a method that prompts, with the values of the one setting that tuning tries."""
+    ((setting, values),) = choices.items()
+
+    def register(function: Callable[..., Method]) -> Callable[..., Method]:
+        _CHOICES[function] = (setting, values)
+        return method(function)
+
+    return register
+
+
+def tunable(name: str) -> str | None:
+    """The setting of the method called `name` that tuning chooses, if there is one."""
+    if is_trained(name):
+        return "learning_rate"
+    return _CHOICES[method[name]][0] if method[name] in _CHOICES else None
+
+
+def choices(name: str) -> tuple[Setting, ...]:
+    """The values that tuning tries of a method that prompts."""
+    return _CHOICES[method[name]][1]
+
+
+def learning_rate_prior(name: str, width: int) -> float:
+    """Where to search for the best rate of a method that trains, on a model of hidden size `width`.
+
+    prior x (2000 / width) ^ 0.5, after the form that "LoRA Without Regret" (2025) fitted.
+    """
+    return _PRIORS[method[name]] * math.pow(PRIOR_WIDTH / width, PRIOR_POWER)
 
 
 def is_trained(name: str) -> bool:
@@ -90,9 +151,8 @@ def default_settings(name: str) -> dict[str, Any]:
     parameters = inspect.signature(method[name]).parameters
     settings = {key: parameter.default for key, parameter in parameters.items() if key != "training"}
     if is_trained(name):
-        for field in fields(Training):
-            rate = _LEARNING_RATES[method[name]]
-            settings[field.name] = rate if field.name == "learning_rate" else field.default
+        settings |= {setting.name: setting.default for setting in fields(Training)}
+        settings["learning_rate"] = _LEARNING_RATES[method[name]]
     return settings
 
 
@@ -112,6 +172,8 @@ def complete_settings(name: str, given: dict[str, str | int | float]) -> dict[st
             raise StudyError(f"{name}:{key}={value}: expected a number above 0.")
         if key in _SHARES and settings[key] >= 1:
             raise StudyError(f"{name}:{key}={value}: expected a number from 0 to below 1.")
+        if key in _UP_TO_ONE and settings[key] > 1:
+            raise StudyError(f"{name}:{key}={value}: expected a number from 0 to 1.")
     missing = [key for key, value in settings.items() if value is inspect.Parameter.empty]
     if missing:
         raise StudyError(f"method '{name}' needs {', '.join(missing)}: --arm NAME={name}:{missing[0]}=...")
@@ -136,7 +198,9 @@ def build(name: str, settings: dict[str, Any]) -> Method:
     """The method called `name` with complete settings (`complete_settings`)."""
     own = dict(settings)
     if is_trained(name):
-        own["training"] = Training(**{field.name: own.pop(field.name) for field in fields(Training)})
+        # An older record lacks what came since.
+        training = {setting.name: own.pop(setting.name, setting.default) for setting in fields(Training)}
+        own["training"] = Training(**training)
     return method.make(name, **own)
 
 
@@ -147,6 +211,8 @@ class Arm:
     name: str
     method: str
     settings: dict[str, Any]
+    tunes: str | None = field(default=None, compare=False)
+    """The setting that tuning may choose, because it was not given."""
 
 
 def parse_arm(text: str) -> Arm:
@@ -180,4 +246,5 @@ def parse_arm(text: str) -> Arm:
         if key.strip() in given:
             raise StudyError(f"arm '{text}': {key.strip()} is set twice.")
         given[key.strip()] = value.strip()
-    return Arm(name, chosen, complete_settings(chosen, given))
+    settings, setting = complete_settings(chosen, given), tunable(chosen)
+    return Arm(name, chosen, settings, tunes=None if setting in given else setting)

@@ -40,6 +40,8 @@ class LoadedModel:
     record: ModelRecord
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    untouched: "PreTrainedModel | None" = None
+    """What `model` was made of, where that is another one."""
 
     def copy(self) -> "PreTrainedModel":
         """An untouched copy to train."""
@@ -80,12 +82,30 @@ def find(spec: ModelSpec) -> Source:
     return Source(record, path, spec.trust_remote_code)
 
 
+def on_this_machine(spec: ModelSpec) -> bool:
+    """Whether a model would be found without fetching it; what cannot be one at all is left to `find` to refuse."""
+    if spec.name in PRESETS:
+        return here(PRESETS[spec.name])
+    if os.path.exists(os.path.expanduser(spec.name)) or not _is_hub_id(spec.name):
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(spec.name, "config.json", revision=spec.revision), str)
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
+def _is_hub_id(name: str) -> bool:
+    return "/" in name and not _looks_like_path(name)
+
+
 def _from_hub(spec: ModelSpec) -> tuple[Path, str]:
     preset = PRESETS.get(spec.name)
     repository = preset.hub if preset else spec.name
-    looks_like_path = spec.name.startswith((".", "/", "~")) or spec.name.endswith(".gguf") or spec.name.count("/") > 1
-    if looks_like_path or (preset is None and "/" not in repository):
-        if looks_like_path:
+    if preset is None and not _is_hub_id(spec.name):
+        if _looks_like_path(spec.name):
             raise StudyError(f"there is no model at {spec.name}.")
         raise unknown("model", spec.name, PRESETS)
     from huggingface_hub import snapshot_download
@@ -270,6 +290,8 @@ class Reader(NamedTuple):
     tokenizer: "PreTrainedTokenizerBase"
     context: int
     """Tokens that the model can read."""
+    width: int
+    """Its hidden size."""
 
 
 def load_reader(source: Source) -> Reader:
@@ -284,7 +306,8 @@ def load_reader(source: Source) -> Reader:
         options = {"local_files_only": True, "trust_remote_code": source.trust_remote_code}
         folder = str(_folder(source))
         config = AutoConfig.from_pretrained(folder, **options).get_text_config()
-        return Reader(AutoTokenizer.from_pretrained(folder, **options), int(config.max_position_embeddings))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        return Reader(tokenizer, int(config.max_position_embeddings), int(config.hidden_size))
 
 
 def load(source: Source, *, dtype: "torch.dtype", device: str) -> LoadedModel:

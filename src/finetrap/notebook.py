@@ -3,6 +3,7 @@
 It needs IPython only, not ipywidgets, and takes colours and fonts from the page.
 """
 
+import base64
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from finetrap.charts import FILE, Chart, charts_of
 from finetrap.progress import Reporter
 from finetrap.results import Results
-from finetrap.table import Grid, arms_grid, groups, headline, legend
+from finetrap.sections import sections
+from finetrap.table import Grid, arms_grid, headline, legend
+from finetrap.words import claimed, in_words, rescued
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -94,16 +98,29 @@ class _Bar:
 def results_html(results: Results, report: Path | None) -> str:
     """The answers first, then the evidence, as a fragment of a page."""
     parts = []
-    for model, task, arms, recommendation in groups(results):
+    for section in sections(results):
+        model, task, arms, recommendation = section.model, section.task, section.arms, section.recommendation
         parts.append(f"<p><b>{escape(headline(recommendation))}</b> {escape(task)} with {escape(model)}</p>")
         parts.append(_items([*recommendation.why, f"Next: {recommendation.next_step}"]))
         parts.append(_table(arms_grid(arms)))
         parts.append(f"<details><summary>What the columns mean</summary><p>{escape(legend(arms))}</p></details>")
+        parts.append(_items([words for arm in arms if (words := in_words(arm))]))
+        parts += [_picture(svg, chart) for chart in charts_of(section) if (svg := chart.draw(FILE))]
+        parts.append(_items([rescued(rescue) for rescue in recommendation.rescues]))
+    parts.append(_items([" ".join([claimed(claim), *claim.evidence]) for claim in results.claims]))
     warned = [f"warning: {warning}" for warning in results.warnings]
     parts.append(_items([*warned, *(f"failed: {failure.trial}: {failure.error}" for failure in results.failures)]))
     if report is not None:
         parts.append(f"<p>Report: <code>{escape(str(report))}</code></p>")
     return f"<div>{''.join(parts)}</div>"
+
+
+def _picture(svg: str, chart: Chart) -> str:
+    """A chart that has its own ground, folded away but for the first: as a picture it shares no name with the page."""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    image = f'<img src="{source}" alt="{escape(chart.alternative)}" style="max-width: 100%">'
+    opened = " open" if chart.kind == "forest" else ""
+    return f"<details{opened}><summary>{escape(chart.caption)}</summary>{image}</details>"
 
 
 def _table(grid: Grid) -> str:

@@ -19,6 +19,18 @@ LimitTest = Annotated[
     int | None, typer.Option(help="Test examples at most; raising it re-uses the weights that are kept.")
 ]
 Seeds = Annotated[int | None, typer.Option(help="How many seeds.", min=1)]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        help="quick, standard, thorough, or a time such as 45m or 2h: decides examples, items, seeds and tuning. Other "
+        "options override it.",
+    ),
+]
+TuneOption = Annotated[
+    Literal["none", "quick", "standard", "thorough"] | None,
+    typer.Option("--tune", help="How far learning rates, shots and templates that are not given are tuned."),
+]
 LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
 ShotDraws = Annotated[int | None, typer.Option(help="Draws of shots. Default: 5 where there are several seeds.", min=1)]
@@ -44,7 +56,14 @@ KeepOption = Annotated[
     Literal["none", "best", "all"] | None,
     typer.Option(help="Weights to keep; best: adapters, and the recommended full model."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time and disk; run nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print trials, time, disk and downloads; run nothing.")]
+Rescue = Annotated[
+    bool | None,
+    typer.Option(
+        "--rescue/--no-rescue",
+        help="Try what does harm again: half-way back, at a lower rate, with general text; up to 3 arms more for each.",
+    ),
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")]
 
 

@@ -7,7 +7,7 @@ where it kept none, the task's own, if they are what was asked.
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -16,22 +16,12 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
-from finetrap.charts import (
-    NARROW,
-    TONES,
-    WIDE,
-    Canvas,
-    accuracy_chart,
-    inline,
-    learning_chart,
-    palette_css,
-    retention_chart,
-)
+from finetrap.charts import NARROW, TONES, WIDE, charts_of, inline, palette_css
 from finetrap.config import Study
 from finetrap.data import load_test
 from finetrap.errors import StudyError
 from finetrap.records import Evaluation, ItemRow, items_digest
-from finetrap.results import ArmResult, Recommendation, Results, Verdict
+from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
 from finetrap.sections import Section, command_of, finished, machine, sections, settings_of
 from finetrap.store import Store
 from finetrap.table import (
@@ -43,12 +33,19 @@ from finetrap.table import (
     legend,
     out_of_distribution_grid,
     outcome_grid,
-    percent,
     retention_grid,
+    tuning_grid,
 )
 from finetrap.task import Example, get_task
+from finetrap.words import claimed, in_words, percent, rescued
 
-_TEXT_COLUMNS = ("arm", "verdict", "task", "method", "seeds", "settings", "setting", "value")
+_RESCUE_TONES: dict[bool | None, str] = {True: TONES["gain"], False: TONES["harm"], None: TONES["undecided"]}
+_CLAIM_TONES: dict[ClaimVerdict, str] = {
+    "supported": TONES["gain"],
+    "refuted": TONES["harm"],
+    "undetermined": TONES["undecided"],
+}
+_TEXT_COLUMNS = ("arm", "verdict", "task", "method", "seeds", "settings", "setting", "value", "choice")
 
 
 class Cell(NamedTuple):
@@ -99,6 +96,7 @@ def write_page(results: Results, study: Study, store: Store) -> Path:
         finished=finished(results),
         machine=machine(results.environment),
         sections=[_section(section, store, f"s{number}") for number, section in enumerate(found, 1)],
+        claims=[(claimed(claim), _CLAIM_TONES[claim.verdict], claim.evidence) for claim in results.claims],
         command=command_of(results, store),
         settings=_pairs("Settings of the study", results.study["settings"]),
         environment=_pairs("Machine and versions", results.environment.model_dump(mode="json")),
@@ -130,6 +128,10 @@ def _section(section: Section, store: Store, name: str) -> dict[str, object]:
         "confidence": _confidence(recommendation),
         "arms": _table("Every arm", arms_grid(arms), verdicts, chosen),
         "legend": legend(arms),
+        "verdicts": [
+            (words, TONES[arm.vs_zero_shot.verdict]) for arm in arms if (words := in_words(arm)) and arm.vs_zero_shot
+        ],
+        "rescues": [(rescued(rescue), _RESCUE_TONES[rescue.removes]) for rescue in recommendation.rescues],
         "charts": _figures(section, name),
         "retention": _table(
             "General tasks after adapting: score (change in points; 95% interval). zero_shot is the model as it was.",
@@ -138,6 +140,9 @@ def _section(section: Section, store: Store, name: str) -> dict[str, object]:
         ),
         "outcomes": _table("Answers by outcome", outcome_grid(arms)),
         "away": _table("Tasks that no arm was trained for", out_of_distribution_grid(arms)) if away else None,
+        "tuning": _table("On validation items, never on test", tuning_grid(arms))
+        if any(arm.tuning for arm in arms)
+        else None,
         "cost": _table("Training once, and each query", cost_grid(arms)),
         "settings": _settings(section),
         "browsers": [
@@ -178,29 +183,14 @@ def _table(caption: str, grid: Grid, verdicts: Sequence[Verdict | None] = (), ma
 
 def _figures(section: Section, name: str) -> dict[str, Figure]:
     """The charts that there are, by kind."""
-    kinds: dict[str, tuple[str, Callable[[Canvas], str | None]]] = {
-        "accuracy": (
-            "Accuracy of every arm with its 95% interval. The dashed line is the untouched model, the dotted one the "
-            "trivial answer.",
-            lambda canvas: accuracy_chart(section.arms, canvas),
-        ),
-        "retention": (
-            "What became of general tasks (left of the line is lost) and of general text (right of the line is lost).",
-            lambda canvas: retention_chart(section.arms, canvas),
-        ),
-        "learning": (
-            "Loss on validation examples as training goes on, first seed; lower is better.",
-            lambda canvas: learning_chart(section.logs, canvas),
-        ),
-    }
     figures = {}
-    for kind, (caption, draw) in kinds.items():
+    for chart in charts_of(section):
         wide, narrow = (
-            Markup(inline(svg, name=f"{name}-{kind}-{size}", label=f"Chart: {caption}")) if svg else None
-            for size, svg in (("wide", draw(WIDE)), ("narrow", draw(NARROW)))
+            Markup(inline(svg, name=f"{name}-{chart.kind}-{size}", label=chart.alternative)) if svg else None
+            for size, svg in (("wide", chart.draw(WIDE)), ("narrow", chart.draw(NARROW)))
         )
         if wide is not None and narrow is not None:
-            figures[kind] = Figure(caption, wide, narrow)
+            figures[chart.kind] = Figure(chart.caption, wide, narrow)
     return figures
 
 
@@ -216,7 +206,7 @@ def _pairs(caption: str, values: object) -> Table:
     for key, value in values.items() if isinstance(values, dict) else ():
         nested = value.items() if isinstance(value, dict) else [("", value)]
         rows += [(inner or key, _plain(said)) for inner, said in nested]
-    return _table(caption, Grid(("setting", "value"), rows))
+    return _table(caption, Grid(("setting", "value", "choice"), rows))
 
 
 def _plain(value: object) -> str:

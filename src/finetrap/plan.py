@@ -1,7 +1,8 @@
 """From a study to its trials, and how long they will take. Resuming is planning: what is done is not planned again."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from finetrap.config import Study
@@ -12,6 +13,7 @@ from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
+from finetrap.replay import mixed_in, untested
 from finetrap.store import Store
 from finetrap.task import Example, Task
 
@@ -21,6 +23,21 @@ class TaskItems(NamedTuple):
 
     task: Task
     splits: Splits
+    general: tuple[str, ...] = ()
+    """General texts that may be mixed into training; none that the study tests on."""
+
+    def replayed(self, method: Method, seed: int) -> tuple[str, ...]:
+        """The general texts that a method mixes into its training rows."""
+        share = method.training.replay if method.training is not None else 0.0
+        return mixed_in(self.general, len(self.splits.train), share, seed=seed)
+
+    def first(self, rows: int | None) -> "TaskItems":
+        """The same with the first `rows` training examples, or all."""
+        return self._replace(splits=replace(self.splits, train=self.splits.train[:rows]))
+
+    def shots(self, method: Method, seed: int) -> tuple[Example, ...]:
+        """What a method shows in front of each question."""
+        return draw_shots(self.splits, method.shots, seed)
 
 
 def load_tasks(study: Study) -> dict[str, TaskItems]:
@@ -37,9 +54,20 @@ def load_tasks(study: Study) -> dict[str, TaskItems]:
         name: TaskItems(
             sealed(study.task(name)),
             load_splits(study.task(name), limit_train=study.limit_train, limit_validation=validation),
+            _general(study, name),
         )
         for name in study.task_names
     }
+
+
+def _general(study: Study, target: str) -> tuple[str, ...]:
+    if not (study.rescue or any(arm.settings.get("replay") for arm in study.parsed_arms())):
+        return ()
+    purposes: list[tuple[Purpose, str]] = [
+        *(("target", name) for name in (target, *study.out_of_distribution)),
+        *(("retention", name) for name in study.retention),
+    ]
+    return untested(e for purpose, name in purposes for e in test_items(study, study.task(name), purpose).examples)
 
 
 def task_record(study: Study, items: TaskItems) -> TaskRecord:
@@ -61,22 +89,67 @@ def task_record(study: Study, items: TaskItems) -> TaskRecord:
 
 def test_items(study: Study, task: Task, purpose: Purpose) -> TestSet:
     """The test items of an evaluation. Called where the final evaluation is planned and where it is run."""
-    limit = study.limit_retention if purpose == "retention" else study.limit_test
+    limit = study.limit_test
+    if purpose == "retention":
+        generated = task.kind == "generate"
+        limit = min(study.limit_retention, study.limit_instructions) if generated else study.limit_retention
     return load_test(task, limit=limit)
 
 
 test_items.__test__ = False  # type: ignore[attr-defined]  # not a test case, whatever pytest makes of the name
 
 
-def plan(study: Study, sources: Sequence[Source], tasks: dict[str, TaskItems], *, dtype: str) -> list[Planned]:
-    """Every trial of a study with its evaluations, reference arms first."""
+def examples_of(study: Study, items: TaskItems, evaluation: Evaluation) -> tuple[Example, ...]:
+    """What an evaluation asks: the task's validation items where it tunes, else test items."""
+    return _examples(study, items, study.task(evaluation.task), evaluation.purpose)
+
+
+def _examples(study: Study, items: TaskItems, task: Task, purpose: Purpose) -> tuple[Example, ...]:
+    return items.splits.validation if purpose == "validation" else test_items(study, task, purpose).examples
+
+
+Settled = Callable[[Source, TaskItems, Arm], Arm | None]
+"""From an arm to that with the settings that were chosen for a model and task; None where none could be."""
+
+
+def plan(
+    study: Study,
+    sources: Sequence[Source],
+    tasks: dict[str, TaskItems],
+    *,
+    dtype: str,
+    settled: Settled = lambda source, items, arm: arm,
+) -> list[Planned]:
+    """Every final trial of a study with its evaluations, reference arms first."""
     planned = []
     for source in sources:
         for items in tasks.values():
-            for arm in study.parsed_arms():
-                method = build(arm.method, arm.settings)
-                for seed in _seeds(study, method):
-                    planned.append(_planned(study, source, items, arm, method, seed, dtype))
+            arms = [arm for stated in study.parsed_arms() if (arm := settled(source, items, stated)) is not None]
+            planned += plan_arms(study, source, items, arms, dtype=dtype)
+    return planned
+
+
+def plan_arms(
+    study: Study,
+    source: Source,
+    items: TaskItems,
+    arms: Sequence[Arm],
+    *,
+    dtype: str,
+    parents: Sequence[Planned] = (),
+) -> list[Planned]:
+    """The trials of some arms on a model and task; what goes on from another arm comes after it.
+
+    `parents` are trials of arms that are planned already. What goes on from an arm that is not planned yet, since it
+    is still tuned, is not planned either.
+    """
+    planned: list[Planned] = []
+    for arm in sorted(arms, key=lambda arm: build(arm.method, arm.settings).of is not None):
+        method = build(arm.method, arm.settings)
+        of = {p.trial.seed: p.trial for p in (*parents, *planned) if p.trial.arm == method.of}
+        for seed in of if method.of is not None else _seeds(study, method):
+            trial = trial_of(source, items, arm, method, seed, dtype, parent=of.get(seed))
+            planned.append(Planned(trial=trial, evaluations=_evaluations(study, source, items, method, seed)))
     return planned
 
 
@@ -86,13 +159,22 @@ def _seeds(study: Study, method: Method) -> tuple[int, ...]:
     return study.shot_seeds if method.shots > 0 else (0,)
 
 
-def _planned(
-    study: Study, source: Source, items: TaskItems, arm: Arm, method: Method, seed: int, dtype: str
-) -> Planned:
+def trial_of(
+    source: Source,
+    items: TaskItems,
+    arm: Arm,
+    method: Method,
+    seed: int,
+    dtype: str,
+    *,
+    parent: Trial | None = None,
+) -> Trial:
+    """One trial: an arm on a model and a task's items, with a seed."""
     splits = items.splits
+    replayed = items.replayed(method, seed)
     reads_train = method.training is not None or method.shots > 0
     train = splits.carved if method.trivial else splits.train if reads_train else ()
-    trial = Trial(
+    return Trial(
         model=source.record,
         task=items.task.name,
         task_version=items.task.version,
@@ -105,21 +187,34 @@ def _planned(
         validation_items=items_digest(splits.validation if method.training is not None else ()),
         checkpoint=_checkpoint_digest(method),
         plugin=plugin.digest if (plugin := method_registry.plugin_of(arm.method)) else None,
+        best_checkpoint=arm.tunes is not None and method.training is not None,
+        parent=parent.training_key if parent is not None else None,
+        replayed=digest(replayed) if replayed else None,
     )
-    shots = draw_shots(items.splits, method.shots, seed)
-    evaluations = [_evaluation(study, source, study.task(items.task.name), "target", shots)]
-    for name in study.out_of_distribution:
-        if name != items.task.name:
-            evaluations.append(_evaluation(study, source, study.task(name), "out_of_distribution", shots))
-    if not method.trivial and not method.shots:
-        for name in study.retention:
-            if not items.task.is_near(name):
-                evaluations.append(_evaluation(study, source, study.task(name), "retention", ()))
-    return Planned(trial=trial, evaluations=tuple(evaluations))
 
 
-def _evaluation(study: Study, source: Source, task: Task, purpose: Purpose, shots: tuple[Example, ...]) -> Evaluation:
-    examples = test_items(study, task, purpose).examples
+def _evaluations(study: Study, source: Source, items: TaskItems, method: Method, seed: int) -> tuple[Evaluation, ...]:
+    """What a final trial is asked."""
+    shots = items.shots(method, seed)
+
+    def asked(name: str, purpose: Purpose, shots: tuple[Example, ...] = ()) -> Evaluation:
+        task = study.task(name)
+        return evaluation_of(source, task, purpose, _examples(study, items, task, purpose), shots)
+
+    evaluations = [asked(items.task.name, "target", shots)]
+    others = [name for name in study.out_of_distribution if name != items.task.name]
+    evaluations += [asked(name, "out_of_distribution", shots) for name in others]
+    if not (method.trivial or method.shots or method.instruction):
+        general = [name for name in study.retention if not items.task.is_near(name)]
+        chat = source.record.chat
+        evaluations += [asked(name, "retention") for name in general if chat or not study.task(name).chat_only]
+    return tuple(evaluations)
+
+
+def evaluation_of(
+    source: Source, task: Task, purpose: Purpose, examples: Sequence[Example], shots: Sequence[Example] = ()
+) -> Evaluation:
+    """What an artifact is asked: `examples` of a task, solved `shots` in front of each."""
     return Evaluation(
         purpose=purpose,
         task=task.name,
@@ -127,7 +222,7 @@ def _evaluation(study: Study, source: Source, task: Task, purpose: Purpose, shot
         kind=task.kind,
         items=items_digest(examples),
         n=len(examples),
-        chat=source.record.chat and task.kind == "generate",
+        chat=source.record.chat and task.converses,
         shots=tuple(shot.id for shot in shots),
         max_new_tokens=task.max_new_tokens,
     )
@@ -169,25 +264,30 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     if not todo:
         return Estimate(0.0, 0)
     method = build(trial.method, trial.settings)
+    items = items.first(planned.train_rows)
     tokens = 0.0
     disk = 0
     if method.training is not None and store.artifact(trial) is None:
-        passes = 3 * method.training.epochs
-        tokens += passes * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
-        disk = trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4) // (10 if method.adapter else 1)
+        passes = 3 * method.training.epochs / (1 - method.training.replay)
+        tokens += passes * tokens_of(items.splits.train) + 4 * tokens_of(items.splits.validation)
+        disk = (
+            0
+            if planned.rung is not None
+            else trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4) // (10 if method.adapter else 1)
+        )
     for evaluation in todo:
         if method.trivial and evaluation.kind == "generate":
             continue
-        task = study.task(evaluation.task)
-        examples = test_items(study, task, evaluation.purpose).examples
+        examples = examples_of(study, items, evaluation)
         shots = 0 if evaluation.kind == "choice" else method.shots
-        tokens += _tokens(examples) + shots * evaluation.n * _tokens(items.splits.train) / len(items.splits.train)
+        tokens += tokens_of(examples) + shots * evaluation.n * tokens_of(items.splits.train) / len(items.splits.train)
         # A decoded token costs as much as several that are read: the weights are loaded for each.
         tokens += 3 * evaluation.n * evaluation.max_new_tokens / 2
     return Estimate(max(1.0, 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)), disk)
 
 
-def _tokens(examples: Sequence[Example]) -> float:
+def tokens_of(examples: Sequence[Example]) -> float:
+    """About how many tokens examples take."""
     characters = sum(len(e.question) + sum(map(len, e.choices or (e.reference,))) for e in examples)
     return characters / CHARACTERS_A_TOKEN + 5 * len(examples)
 

@@ -71,6 +71,7 @@ _ROWS = (
     ("smollm2-360m-instruct", "HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, "Apache-2.0", True, False),
     ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494_032_768, "Apache-2.0", False, True),
     ("qwen2.5-0.5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, "Apache-2.0", True, True),
+    ("tinyllama-1.1b-chat", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384, "Apache-2.0", True, False),
     ("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 1_235_814_400, "Llama 3.2 Community", False, False),
     ("llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, "Llama 3.2 Community", True, False),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from finetrap import stats
 from finetrap.advice import prior_advice
 from finetrap.config import Study
+from finetrap.rescue import conclusions, rescues_of
 from finetrap.results import ArmResult, Estimand, Recommendation
 from finetrap.versus import Scored, above, pool_of
 
@@ -44,13 +45,20 @@ def recommend(
     recommended then, since the missing one may be the best, or the one that forgets. `alpha` is the level of this look.
     """
     by_name = {arm.arm: arm for arm in arms}
+    rescues = rescues_of(arms, margin=study.margin)
     candidates = [name for name in by_name if name != "constant"]
     dropped = {name: reason for name in candidates if (reason := _reason_to_drop(study, by_name[name]))}
     left = [name for name in candidates if name not in dropped]
     pool = pool_of(scored)
     estimand: Estimand = "artifact" if pool is None else "recipe"
     answer = partial(
-        Recommendation, model=arms[0].model, task=arms[0].task, dropped=dropped, estimand=estimand, confidence=None
+        Recommendation,
+        model=arms[0].model,
+        task=arms[0].task,
+        dropped=dropped,
+        rescues=rescues,
+        estimand=estimand,
+        confidence=None,
     )
     if incomplete or not left:
         return answer(
@@ -66,7 +74,7 @@ def recommend(
     leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name], queries=study.queries)))
     n = len(scored[leader].table)
     trivial = scored["constant"].first if "constant" in scored else np.zeros(n)
-    why = _why(by_name, left, dropped)
+    why = [*_why(by_name, left, dropped), *conclusions(rescues, arms)]
     if not any(above(scored[name], trivial, pool) for name in candidates):
         best = max(accuracy.values())
         return answer(
@@ -79,6 +87,7 @@ def recommend(
             ),
             regret_upper=None,
             next_step="Take a larger model, or an easier task: at the floor more data of this study decides nothing.",
+            leader=None,
         )
     level = (1 - CONFIDENCE) * alpha / stats.ALPHA
     compared = {name: tables[name] for name in candidates}
@@ -213,6 +222,8 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
         parts.append(f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte")
     parts += [f"{name} {_points(t.delta, sign=True)} points" for name, t in retention.tasks.items() if t.delta < 0]
+    if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
+        parts.append(f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points")
     return f"it forgets: {', '.join(parts)}"
 
 

@@ -14,7 +14,10 @@ from finetrap.task import Example, Kind
 PROTOCOL = 2
 """Raised whenever the comparison protocol can give another number; part of every training key."""
 
-Purpose = Literal["target", "retention", "out_of_distribution"]
+TUNING_SEED = 1_000_000
+"""Of every tuning candidate; no final trial has it."""
+
+Purpose = Literal["target", "retention", "out_of_distribution", "validation"]
 
 
 class Record(BaseModel):
@@ -31,9 +34,10 @@ class Input(Record):
     @model_validator(mode="wrap")
     @classmethod
     def _said_in_one_line(cls, values: Any, validate: Callable[[Any], "Input"]) -> "Input":
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                raise unknown("setting", str(key), cls.model_fields).at(key)
+            if key not in known:
+                raise unknown("setting", str(key), known).at(key)
         try:
             return validate(values)
         except ValidationError as error:
@@ -112,14 +116,26 @@ class Trial(Record):
     """Digest of the user's checkpoint, where the method is one."""
     plugin: str | None = None
     """Digest of the plugin that defines the method, where one does."""
+    best_checkpoint: bool = False
+    """Whether the weights are those of the lowest validation loss, as of every tuned arm, and not the last."""
+    parent: str | None = None
+    """Training key of the trial whose weights it goes on from, where it does."""
+    replayed: str | None = None
+    """Digest of the general text that is mixed into training, where some is."""
     protocol: int = PROTOCOL
 
     @property
     def training_key(self) -> str:
         """Names the artifact. The arm's name is not part of it, nor is where the files lie."""
-        decides = self.model_dump(exclude={"arm", "model", *(() if self.plugin else ("plugin",))})
+        # Left out where they say nothing: what was recorded before they came keeps its key.
+        silent = {name for name in ("plugin", "best_checkpoint", "parent", "replayed") if not getattr(self, name)}
+        decides = self.model_dump(exclude={"arm", "model", *silent})
         if self.method == "checkpoint":
             decides["settings"] = {}
+        if self.parent:
+            decides["settings"].pop("of")
+        if not decides["settings"].get("replay"):
+            decides["settings"].pop("replay", None)
         return digest({**decides, "model": self.model.fingerprint, "chat": self.model.chat})
 
     @property
@@ -189,6 +205,13 @@ class ItemRow(Record):
     """Of the whole text (`text`)."""
     bytes: int | None = None
     """Of the text in UTF-8 (`text`)."""
+    kl: float | None = None
+    """KL(untouched || adapted) in nats, the sum over `kl_tokens` (`divergence`)."""
+    kl_tokens: int | None = None
+    """Tokens whose distributions were compared (`divergence`)."""
+    chat_format: bool | None = None
+    """Whether the answer is a whole turn: it ends by itself, is not empty, runs into no loop and holds no mark of the
+    chat template (`generate`, through one)."""
     prompt_tokens: int = 0
     output_tokens: int = 0
 
@@ -238,6 +261,8 @@ class EvaluationRecord(Record):
     prompt_tokens: int
     """All that the model had to read, shots included and counted once an item."""
     output_tokens: int
+    validation_loss: float | None = None
+    """Nats a completion token, of what was asked to choose a prompt by."""
     environment: str
     """Digest of the environment; its text is in the study folder."""
     finished: str
@@ -325,6 +350,12 @@ class Planned(Record):
 
     trial: Trial
     evaluations: tuple[Evaluation, ...]
+    rung: int | None = None
+    """Of a tuning candidate, which is asked of validation items alone and leaves no weights; None of a final trial."""
+    train_rows: int | None = None
+    """Of a tuning candidate that trains: so many of the training examples, the first."""
+    rescue_of: str | None = None
+    """The arm whose harm it is to remove: added by the study itself, after the first verdicts."""
 
 
 class Plan(Record):
@@ -336,5 +367,8 @@ class Plan(Record):
     dropped_train_rows: dict[str, int]
     """By task: train rows left out because they stand in test."""
     planned: tuple[Planned, ...]
+    """The final trials. The settings of an arm that is still being tuned are provisional."""
+    candidates: tuple[Planned, ...] = ()
+    """Tuning: what was tried, and what is expected to be, in order."""
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
     """By name: the target tasks."""

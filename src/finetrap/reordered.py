@@ -1,12 +1,12 @@
 """Weights of linear layers in oneDNN's own order, made once where they do not change.
 
 It would else be made within every product, which costs most where rows are few, and keeps products of thousands of rows
-some percent slower. Only for bfloat16 on a CPU; what is reordered stands in memory twice.
+some percent slower. Only for bfloat16 on a CPU that has instructions for it; what is reordered stands in memory twice.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ class Frozen:
     def __call__(self, rows: Float[Tensor, "*rows in"], bias: Tensor | None = None) -> Float[Tensor, "*rows out"]:
         """Rows W^T + bias, or rows W + bias for the transpose, without a gradient."""
         weight = self._weight.detach().T if self._transposed else self._weight.detach()
-        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not _can_reorder():
             return linear(rows, weight, bias)
         state = (weight.data_ptr(), self._weight._version)
         if state != self._reordered_of:
@@ -37,6 +37,16 @@ class Frozen:
             self._reordered_of = state
         product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._reordered, bias, "none", [], "")
         return product
+
+
+@cache
+def _can_reorder() -> bool:
+    """Whether oneDNN is there, and finds instructions for bfloat16."""
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=torch.bfloat16), TYPICAL_ROWS)
+    except (RuntimeError, AttributeError):
+        return False
+    return True
 
 
 @contextmanager

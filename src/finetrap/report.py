@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetrap.charts import FILE, accuracy_chart, learning_chart, retention_chart
+from finetrap.charts import FILE, charts_of
 from finetrap.config import Study
 from finetrap.records import slug
 from finetrap.results import ArmResult, Results
@@ -18,7 +18,9 @@ from finetrap.table import (
     out_of_distribution_grid,
     outcome_grid,
     retention_grid,
+    tuning_grid,
 )
+from finetrap.words import claimed, in_words, rescued
 
 
 def write_report(results: Results, study: Study, store: Store) -> Path:
@@ -26,6 +28,7 @@ def write_report(results: Results, study: Study, store: Store) -> Path:
     parts = [f"# {escape(study.name)}", ""]
     for section in sections(results, store):
         parts += _section(section, store)
+    parts += _claims(results)
     parts += _warnings(results)
     parts += _repeat(results, store)
     return store.write("report.md", "\n".join(parts).rstrip() + "\n")
@@ -33,15 +36,12 @@ def write_report(results: Results, study: Study, store: Store) -> Path:
 
 def _section(section: Section, store: Store) -> list[str]:
     arms, recommendation = section.arms, section.recommendation
-    charts = {
-        "accuracy": accuracy_chart(arms, FILE),
-        "retention": retention_chart(arms, FILE),
-        "learning": learning_chart(section.logs, FILE),
-    }
-    names = {kind: f"charts/{slug(f'{section.task}-{section.model}')}-{kind}.svg" for kind in charts}
-    for kind, chart in charts.items():
-        if chart is not None:
-            store.write(names[kind], chart)
+    charts: dict[str, list[str]] = {}
+    for chart in charts_of(section):
+        if drawn := chart.draw(FILE):
+            path = f"charts/{slug(f'{section.task}-{section.model}')}-{chart.kind}.svg"
+            store.write(path, drawn)
+            charts[chart.kind] = [f"![{escape(chart.alternative)}]({path})", "", escape(chart.caption), ""]
     parts = [
         f"## {escape(section.task)} with {escape(section.model)}",
         "",
@@ -54,24 +54,37 @@ def _section(section: Section, store: Store) -> list[str]:
         "",
         escape(legend(arms)),
         "",
-        f"![accuracy of every arm]({names['accuracy']})",
-        "",
     ]
-    if charts["retention"]:
-        parts += ["### What is forgotten", "", f"![change of general abilities]({names['retention']})", ""]
-        parts += [markdown(retention_grid(arms)), ""]
-    parts += ["### What the answers are", "", markdown(outcome_grid(arms)), ""]
+    if verdicts := [words for arm in arms if (words := in_words(arm))]:
+        parts += ["### Against the untouched model", "", *charts.get("forest", ())]
+        parts += [*(f"- {escape(words)}" for words in verdicts), ""]
+    if recommendation.rescues:
+        lines = [f"- {escape(rescued(rescue))}" for rescue in recommendation.rescues]
+        parts += ["### What removes the harm", "", *lines, ""]
+    if any(arm.retention is not None for arm in arms):
+        parts += ["### Learned and forgotten", "", *charts.get("learn-forget", ()), markdown(retention_grid(arms)), ""]
+    parts += ["### What it costs", "", *charts.get("cost", ()), markdown(cost_grid(arms)), ""]
+    parts += ["### What the answers are", "", *charts.get("outcomes", ()), markdown(outcome_grid(arms)), ""]
+    if any(arm.tuning for arm in arms):
+        parts += ["### How settings were chosen", "", *charts.get("tuning", ()), markdown(tuning_grid(arms)), ""]
+    parts += ["### Accuracy", "", *charts["accuracy"]]
+    if "learning" in charts:
+        parts += ["### Learning", "", *charts["learning"]]
     if any(arm.out_of_distribution for arm in arms):
         parts += ["### On other problems", "", markdown(out_of_distribution_grid(arms)), ""]
-    parts += ["### What it costs", "", markdown(cost_grid(arms)), ""]
-    if charts["learning"]:
-        parts += ["### Learning", "", f"![validation loss by step]({names['learning']})", ""]
     parts += ["### Settings", "", *(_settings(arm) for arm in arms), ""]
     return parts
 
 
 def _settings(arm: ArmResult) -> str:
     return f"- {escape(arm.arm)} ({escape(arm.method)}; seeds {list(arm.seeds)}): {escape(settings_of(arm))}"
+
+
+def _claims(results: Results) -> list[str]:
+    parts = []
+    for claim in results.claims:
+        parts += [f"- **{escape(claimed(claim))}**", *(f"  - {escape(line)}" for line in claim.evidence)]
+    return ["## Claims", "", *parts, ""] if parts else []
 
 
 def _warnings(results: Results) -> list[str]:

@@ -24,6 +24,7 @@ Estimand = Literal["artifact", "recipe"]
 """This checkpoint, over items; or this way of adapting, over items and seeds."""
 
 Verdict = Literal["gain", "harm", "no_difference", "format_only", "undecided", "floor", "ceiling"]
+ClaimVerdict = Literal["supported", "refuted", "undetermined"]
 
 
 class Artifact(Record):
@@ -113,15 +114,26 @@ class Retention(Record):
     ci95: tuple[float, float] | None
     """Of the delta, over items."""
     verdict: Verdict
-    """`harm`: forgetting beyond the tolerance is shown; `no_difference`: it is ruled out; else `undecided`."""
+    """`harm`: forgetting beyond the tolerance is shown, or that fewer answers are whole turns by more than it;
+    `no_difference`: forgetting beyond the tolerance is ruled out; else `undecided`."""
     bits_per_byte: float | None
     """Of general text, after; lower is better."""
     bits_per_byte_delta: float | None
     """Worse is positive."""
     bits_per_byte_ci95: tuple[float, float] | None = None
     """Of the delta, over texts."""
-    kl: None = None
-    """Not computed in this version."""
+    kl: float | None = None
+    """KL(untouched || adapted), nats a token, over all texts of `divergence`; 0 where nothing moved."""
+    kl_ci95: tuple[float, float] | None = None
+    """Of it, over texts."""
+    kl_texts: dict[str, float] = Field(default_factory=dict)
+    """By kind of text, `general` and `chat`; of chat the answers alone."""
+    chat_format: float | None = None
+    """Share of answers to general instructions that are whole turns, after: they end by themselves, are not empty, run
+    into no loop and hold no mark of the chat template. Null where none was asked for."""
+    chat_format_delta: float | None = None
+    chat_format_ci95: tuple[float, float] | None = None
+    """Of the delta: Tango's score interval."""
     tasks: dict[str, RetentionTask]
     """By name; general text stands in the bits per byte."""
 
@@ -145,8 +157,10 @@ class ArmCost(Record):
     train_tokens: int
     """Prompt and completion tokens that training read."""
     train_seconds: float
-    tune_seconds: None = None
-    """Not computed in this version: nothing is tuned."""
+    tune_seconds: float | None = None
+    """Of all tuning candidates of the arm, training and validation; null where it was not tuned."""
+    tune_tokens: int | None = None
+    """Prompt and completion tokens that their training read."""
     eval_seconds: float
     """Of the target's test items."""
     tokens_per_second: float | None
@@ -164,6 +178,30 @@ class ArmCost(Record):
     the precision of the evaluation. Null where it is not known."""
 
 
+class TuningCandidate(Record):
+    """A value of the tuned setting that was tried, and what it came to on validation items."""
+
+    rung: int
+    """Of the search, from 0; each is a training of its own from the untouched model."""
+    setting: str
+    value: str | int | float
+    train_rows: int | None
+    """Training examples that it read; null where the arm prompts."""
+    n: int
+    """Validation items."""
+    accuracy: float | None
+    """On them; null where the candidate failed."""
+    validation_loss: float | None
+    """On them, in nats a completion token."""
+    seconds: float
+    """Of its training and validation."""
+    tokens: int
+    """Prompt and completion tokens that its training read."""
+    diverged: bool = False
+    chosen: bool = False
+    """Whether it decided the arm's setting: the best of the last rung."""
+
+
 class ArmResult(Record):
     """An arm on a model and task."""
 
@@ -177,6 +215,8 @@ class ArmResult(Record):
     task: str
     hyperparameters: dict[str, str | int | float]
     """All settings of the method, defaults included."""
+    rescue_of: str | None = None
+    """The arm whose harm it was to remove: added after the first verdicts, in a family of its own, exploratory."""
     seeds: tuple[int, ...]
     """Those that are done."""
     n_test: int
@@ -213,6 +253,8 @@ class ArmResult(Record):
     """Scored at their best validation checkpoint."""
     shots: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """By seed: ids of the solved examples in the prompt."""
+    tuning: tuple[TuningCandidate, ...] = ()
+    """What was tried to choose its setting, in order; empty where it was not tuned."""
 
 
 class Comparison(Record):
@@ -236,6 +278,20 @@ class Comparison(Record):
     """`recipe` where both arms have the seeds for it."""
 
 
+class Rescue(Record):
+    """What came of an arm that was to remove another one's harm; exploratory."""
+
+    arm: str
+    of: str
+    """The arm that did harm."""
+    way: Literal["half", "lower", "replay"]
+    """Half-way back to the untouched model, a lower learning rate, or general text mixed in."""
+    removes: bool | None
+    """True: the harm that was shown is ruled out; false: harm is shown again; null: undecided."""
+    sentence: str
+    """The same with numbers, for a person."""
+
+
 class Recommendation(Record):
     """What to do with a model on a task."""
 
@@ -255,6 +311,8 @@ class Recommendation(Record):
     """The arm with the highest accuracy that was not dropped."""
     dropped: dict[str, str] = Field(default_factory=dict)
     """Arm to the reason why it is out."""
+    rescues: tuple[Rescue, ...] = ()
+    """Of the arms that did harm, where the study was to rescue them."""
     estimand: Estimand = "artifact"
     """What `regret_upper` is about: `recipe` where arms have seeds; an arm without them is in it as its checkpoint."""
     prior_advice: str | None = None
@@ -268,6 +326,21 @@ class Recommendation(Record):
     def undecided(self) -> bool:
         """Whether no arm is recommended, and the model is not at the floor either."""
         return self.method == "undecided"
+
+
+class ClaimResult(Record):
+    """What the study's records say of a claim."""
+
+    id: str
+    says: str
+    verdict: ClaimVerdict
+    """`refuted`: the contrary is shown; a claim for which there is only no evidence is `undetermined`."""
+    p: float | None
+    """Of the verdict's direction, two-sided; null where there is nothing to judge by."""
+    p_adjusted: float | None
+    """Holm's, over the claims of the study; supported or refuted where it is below 5%."""
+    evidence: tuple[str, ...]
+    """In sentences: the difference for each model and task, and what it comes to."""
 
 
 class Failure(Record):
@@ -294,8 +367,8 @@ class Results(Record):
     """Pairs of arms, exploratory."""
     recommendations: tuple[Recommendation, ...]
     """One a model and task."""
-    claims: tuple[()] = ()
-    """Not computed in this version."""
+    claims: tuple[ClaimResult, ...] = ()
+    """Those that the study states."""
     failures: tuple[Failure, ...]
     """Trials that failed and were not done since."""
     warnings: tuple[str, ...]
@@ -370,6 +443,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         value = {**dict.fromkeys(get_args(Outcome), 0), **value}
     if isinstance(value, list) and "ci95" in name:
         value = dict(zip(("low", "high"), value, strict=True))
+    if name == "tuning":
+        return  # a table of its own
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = {record["task"]: record for record in value}
     if isinstance(value, dict):

@@ -1,6 +1,7 @@
 """Forgetting: what an arm's model can still do, paired by item with the untouched model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from finetrap.config import Study
 from finetrap.records import ItemRow
 from finetrap.results import Retention, RetentionTask, Verdict
 
+Loss = Callable[[float], stats.Interval]
+"""Of an alpha: the interval of what was lost beyond the tolerance."""
 RowsOfTasks = Mapping[str, Sequence[ItemRow]]
 """By retention task: its rows, in the order of its items."""
 
@@ -28,8 +31,8 @@ def retention_of(
 ) -> Retention | None:
     """What an arm's model can still do (`after`), against the untouched one; None where a task is missing.
 
-    The verdict's intervals are simultaneous over so many `arms`: retention is a family of its own. An arm that only
-    prompts has it unchanged, by construction.
+    The verdict is simultaneous over so many `arms`: retention is a family of its own. An arm that only prompts has it
+    unchanged, by construction.
     """
     if not before or set(after) != set(before):
         return None
@@ -38,10 +41,18 @@ def retention_of(
     scales: list[float] = []
     normalised: list[float] = []
     text: list[tuple[ItemRow, ItemRow]] = []
+    turns: list[tuple[ItemRow, ItemRow]] = []
+    moved: list[ItemRow] = []
     for name, rows in after.items():
-        if rows[0].bits is not None:
-            text.extend(zip(rows, before[name], strict=True))
+        pairs = list(zip(rows, before[name], strict=True))
+        if rows[0].kl is not None:
+            moved.extend(rows)
             continue
+        if rows[0].bits is not None:
+            text.extend(pairs)
+            continue
+        if rows[0].chat_format is not None:
+            turns.extend(pairs)
         a, b = scores_of(rows), scores_of(before[name])
         unchanged = stats.Interval(0.0, 0.0)
         interval = unchanged if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
@@ -52,20 +63,20 @@ def retention_of(
             scales.append(1 / (1 - chance))
             normalised.append((float(a.mean()) - chance) / (1 - chance))
     delta = mean([float(d.mean()) * s for d, s in zip(differences, scales, strict=True)]) if differences else None
-    alpha = stats.ALPHA / max(1, arms)
     mean_interval = _mean_interval(differences, scales, stats.ALPHA, prompts_only)
     bits, bits_delta, bits_interval = _bits(text, stats.ALPHA)
-    _, _, bits_adjusted = _bits(text, alpha)
     return Retention(
         mean=mean(normalised) if differences else None,
         delta=delta,
         ci95=mean_interval,
         verdict="no_difference"
         if prompts_only
-        else _retention_verdict(study, _mean_interval(differences, scales, alpha, prompts_only), bits_adjusted),
+        else _verdict(*_losses(study, differences, scales, text, turns), alpha=stats.ALPHA / max(1, arms)),
         bits_per_byte=bits,
         bits_per_byte_delta=bits_delta,
         bits_per_byte_ci95=bits_interval,
+        **_divergence(moved),
+        **_chat_format(turns),
         tasks=tasks,
     )
 
@@ -92,10 +103,69 @@ def _bits(
     return float(after.sum()) / total, float((after - before).sum()) / total, interval
 
 
-def _retention_verdict(study: Study, accuracy: tuple[float, float] | None, bits: tuple[float, float] | None) -> Verdict:
-    tolerance, bits_tolerance = study.forgetting_tolerance, study.bits_per_byte_tolerance
-    if (accuracy is not None and accuracy[1] < -tolerance) or (bits is not None and bits[0] > bits_tolerance):
+def _divergence(rows: Sequence[ItemRow]) -> dict[str, Any]:
+    """Nats a token over all texts, over those of each kind, and the interval over texts."""
+    if not rows:
+        return {}
+    nats, tokens = (np.array([float(getattr(row, name) or 0) for row in rows]) for name in ("kl", "kl_tokens"))
+    kinds = [row.id.partition("-")[0] for row in rows]
+    of_kind = {kind: np.array([other == kind for other in kinds]) for kind in dict.fromkeys(kinds)}
+    return {
+        "kl": float(nats.sum() / tokens.sum()),
+        "kl_ci95": stats.ratio_interval(nats, tokens) if len(rows) > 1 else None,
+        "kl_texts": {kind: float(nats[chosen].sum() / tokens[chosen].sum()) for kind, chosen in of_kind.items()},
+    }
+
+
+def _chat_format(turns: Sequence[tuple[ItemRow, ItemRow]]) -> dict[str, Any]:
+    """The share of answers that are whole turns, after, and its difference to before."""
+    if not turns:
+        return {}
+    after, before = (scores_of(rows, "chat_format") for rows in zip(*turns, strict=True))
+    return {
+        "chat_format": float(after.mean()),
+        "chat_format_delta": float((after - before).mean()),
+        "chat_format_ci95": stats.tango(*stats.discordant(after, before), len(after)),
+    }
+
+
+def _losses(
+    study: Study,
+    differences: Sequence[stats.Scores],
+    scales: Sequence[float],
+    text: Sequence[tuple[ItemRow, ItemRow]],
+    turns: Sequence[tuple[ItemRow, ItemRow]],
+) -> tuple[list[Loss], list[Loss]]:
+    """What the verdict is about: losses that it shows or rules out, and those that it can only show."""
+    tolerance = study.forgetting_tolerance
+
+    def accuracy(alpha: float) -> stats.Interval:
+        low, high = stats.mean_interval(differences, scales, alpha=alpha)
+        return stats.Interval(-tolerance - high, -tolerance - low)
+
+    def bits(alpha: float) -> stats.Interval:
+        interval = _bits(text, alpha)[2]
+        assert interval is not None
+        return stats.Interval(*(end - study.bits_per_byte_tolerance for end in interval))
+
+    def chat_format(alpha: float) -> stats.Interval:
+        after, before = (scores_of(rows, "chat_format") for rows in zip(*turns, strict=True))
+        low, high = stats.tango(*stats.discordant(after, before), len(after), alpha=alpha)
+        return stats.Interval(-tolerance - high, -tolerance - low)
+
+    losses: list[Loss] = [accuracy] if differences else []
+    return [*losses, *([bits] if text else [])], [chat_format] if turns else []
+
+
+def _verdict(losses: Sequence[Loss], shown_only: Sequence[Loss], *, alpha: float) -> Verdict:
+    """One-sided non-inferiority at level `alpha`, by two-sided intervals at twice that.
+
+    Harm is shown by any of the losses, so that they share alpha; it is ruled out where each of them rules it out, for
+    which none has to give way (Berger 1982).
+    """
+    count = len(losses) + len(shown_only)
+    if any(loss(2 * alpha / count).low > 0 for loss in (*losses, *shown_only)):
         return "harm"
-    if (accuracy is None or accuracy[0] > -tolerance) and (bits is None or bits[1] < bits_tolerance):
+    if losses and all(loss(2 * alpha).high < 0 for loss in losses):
         return "no_difference"
     return "undecided"

@@ -205,6 +205,14 @@ def _dataset(source: str, split: str, data_dir: Path | None) -> "Dataset":
         raise StudyError(f"the data set '{source}' has no split '{split}' that can be read {place}: {said}.") from error
 
 
+def here(repository: str, data_dir: Path | None) -> bool:
+    """Whether a data set of the Hub is on this machine: below `data_dir`, or in the cache of the Hub's client."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = Path(HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}" / "snapshots"
+    return _local_copy(repository, data_dir) is not None or cached.is_dir()
+
+
 def _sought(path: Path, source: str) -> str:
     """A path that is not there, and where it was looked for if that is not plain."""
     return source if path.is_absolute() else f"{source} in {Path.cwd()}; a relative path starts where finetrap is run"

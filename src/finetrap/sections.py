@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from finetrap.config import Study
 from finetrap.records import Environment, TrainingLogEntry
 from finetrap.results import ArmResult, Recommendation, Results
 from finetrap.store import Store
@@ -17,19 +18,34 @@ class Section(NamedTuple):
     recommendation: Recommendation
     logs: dict[str, list[TrainingLogEntry]]
     """Of each arm that trained, the first seed's."""
+    tolerance: float
+    """Loss of general tasks that is accepted, a fraction."""
+    bits_tolerance: float
+    """Loss on general text that is accepted, in bits per byte."""
+    queries: int
+    """Over which the cost of an arm counts."""
 
 
-def sections(results: Results, store: Store) -> list[Section]:
-    """Every model and task that has a result."""
+def sections(results: Results, store: Store | None = None) -> list[Section]:
+    """Every model and task that has a result; without the study's folder there are no training logs."""
+    planned = store.plan().planned if store else ()
     logs = {
         (p.trial.model.label, p.trial.task, p.trial.arm): store.training_log(p.trial)
-        for p in reversed(store.plan().planned)
+        for p in reversed(planned)
+        if store
     }
+    # Records that were written before a setting was have its default.
+    known = results.study["settings"]
+    chosen = {key: value for key, value in known.items() if key in _SETTINGS} if isinstance(known, dict) else {}
+    forgotten, bits, queries = (chosen.get(key, Study.model_fields[key].default) for key in _SETTINGS)
     found = []
     for model, task, arms, recommendation in groups(results):
         mine = {arm.arm: log for arm in arms if (log := logs.get((model, task, arm.arm)))}
-        found.append(Section(model, task, arms, recommendation, mine))
+        found.append(Section(model, task, arms, recommendation, mine, float(forgotten), float(bits), int(queries)))
     return found
+
+
+_SETTINGS = ("forgetting_tolerance", "bits_per_byte_tolerance", "queries")
 
 
 def settings_of(arm: ArmResult) -> str:

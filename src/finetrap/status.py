@@ -22,6 +22,8 @@ class TrialStatus(Record):
     evaluations_done: int
     evaluations: int
     trained: bool
+    tuning: bool = False
+    """Whether it is a tuning candidate, scored on validation."""
     error: str | None = None
 
 
@@ -37,8 +39,9 @@ class Status(Record):
         lines = []
         for trial in self.trials:
             error = f"  {trial.error}" if trial.error else ""
+            what = "tuning" if trial.tuning else f"seed {trial.seed}"
             lines.append(
-                f"{trial.state:<8} {trial.arm:<16} seed {trial.seed}  {trial.task:<12} "
+                f"{trial.state:<8} {trial.arm:<16} {what:<8} {trial.task:<12} "
                 f"{trial.evaluations_done}/{trial.evaluations} evaluations{error}"
             )
         counts = {state: sum(t.state == state for t in self.trials) for state in ("done", "running", "failed", "left")}
@@ -51,7 +54,8 @@ def status_of(store: Store) -> Status:
     running = _is_held(store)
     trials: list[TrialStatus] = []
     unclaimed = running
-    for planned in store.plan().planned:
+    plan = store.plan()
+    for planned in (*plan.candidates, *plan.planned):
         left, failure = missing(planned, store), store.failure(planned.trial)
         state: State = "done" if not left else "failed" if failure else "left"
         if state == "left" and unclaimed:
@@ -66,6 +70,7 @@ def status_of(store: Store) -> Status:
                 evaluations_done=len(planned.evaluations) - len(left),
                 evaluations=len(planned.evaluations),
                 trained=store.training(planned.trial) is not None,
+                tuning=planned.rung is not None,
                 error=failure.error if failure and left else None,
             )
         )

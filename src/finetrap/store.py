@@ -76,6 +76,11 @@ class Store:
 
     # The study
 
+    @property
+    def begun(self) -> bool:
+        """Whether a study was written here."""
+        return (self.folder / "study.yaml").is_file()
+
     def check(self, study: Study) -> None:
         """Check that `study` may write here, without writing.
 
@@ -142,8 +147,7 @@ class Store:
                 for part in (self.folder / "trials").glob("*/.part-*"):
                     # Left by a process that was killed while it wrote, or deleted, weights.
                     shutil.rmtree(part) if part.is_dir() else part.unlink()
-                settings = study.model_dump(mode="json", exclude_defaults=True)
-                self.write("study.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+                self.write("study.yaml", yaml.safe_dump(study.stated(), sort_keys=False, allow_unicode=True))
                 yield
             except (StudyError, OSError):
                 if new and not (self.folder / "trials").exists():
@@ -217,6 +221,12 @@ class Store:
         same = sorted(trials.glob(f"*--{trial.training_key[:12]}"))
         return same[0] if same else trials / trial.folder
 
+    def parent(self, trial: Trial) -> Trial | None:
+        """The trial whose weights `trial` goes on from, if it was begun here."""
+        key = (trial.parent or "")[:12]
+        specs = sorted((self.folder / "trials").glob(f"*--{key}/spec.json")) if key else []
+        return _read(Trial, specs[0]) if specs else None
+
     def artifact(self, trial: Trial) -> Path | None:
         """The trained weights, if they are there whole."""
         folder = self.trial_folder(trial) / "artifact"
@@ -274,6 +284,10 @@ class Store:
         """Why a trial failed, if it did."""
         path = self.trial_folder(trial) / "failure.json"
         return _read(FailureRecord, path) if path.is_file() else None
+
+    def forget_failure(self, trial: Trial) -> None:
+        """Take back that a trial failed: it is to be tried again."""
+        (self.trial_folder(trial) / "failure.json").unlink(missing_ok=True)
 
     # Evaluations
 

@@ -1,7 +1,8 @@
 """Results as tables, for a terminal, report.md and report.html: every cell is written here, once for all three."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import StringIO
 from typing import NamedTuple, get_args
 
@@ -9,24 +10,21 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetrap.results import ArmResult, Recommendation, Results
+from finetrap.results import ArmResult, Recommendation, Results, Retention
 from finetrap.scoring import Outcome
+from finetrap.text_forest import text_forest
+from finetrap.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
 
 COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-WORDS = {
-    "gain": "gain",
-    "harm": "HARM",
-    "no_difference": "no difference",
-    "format_only": "format only",
-    "undecided": "undecided",
-    "floor": "floor",
-    "ceiling": "ceiling",
-}
+STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
 
-_STYLES = {"gain": "green", "harm": "bold red", "no_difference": "dim", "floor": "yellow"}
+
+FOREST_LEGEND = (
+    "Difference to zero-shot with its adjusted interval; ░ the margin, │ no difference, ● recipe, ■ checkpoint."
+)
 
 
 class Grid(NamedTuple):
@@ -44,20 +42,11 @@ def groups(results: Results) -> list[tuple[str, str, list[ArmResult], Recommenda
     ]
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.{digits}f}%"
-
-
-def points(value: float) -> str:
-    """A difference in points, with its sign."""
-    return f"{100 * value:+.1f}"
-
-
 def cells(arm: ArmResult) -> tuple[str, ...]:
     """One row, in the order of `COLUMNS`."""
     versus, retention, cost = arm.vs_zero_shot, arm.retention, arm.cost
     low, high = arm.ci95
+    found = None if versus is None else estimand(versus)[1]
     forgotten = retention is not None and retention.verdict == "harm"
     kept = "-"
     if retention is not None and retention.delta is not None:
@@ -68,7 +57,7 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
     return (
         arm.arm,
         f"{percent(arm.accuracy)} ({100 * low:.0f} to {100 * high:.0f})",
-        "-" if versus is None else f"{points(versus.artifact.delta)} [{_ends(versus.artifact.ci95_adjusted)}]",
+        "-" if found is None else f"{points(found.delta)} [{', '.join(map(points, found.ci95_adjusted))}]",
         {"constant": "trivial", "zero_shot": "reference"}.get(arm.arm, "-")
         if versus is None
         else WORDS[versus.verdict],
@@ -77,10 +66,6 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
         f"{cost.train_seconds:.0f} s, {_count(cost.trainable_params)}" if cost.trainable_params else "-",
         f"{cost.prompt_tokens_per_query + cost.output_tokens_per_query:.0f}",
     )
-
-
-def _ends(interval: tuple[float, float]) -> str:
-    return f"{points(interval[0])}, {points(interval[1])}"
 
 
 def _count(number: int) -> str:
@@ -102,8 +87,19 @@ def legend(arms: Sequence[ArmResult]) -> str:
     return (
         f"Accuracy: {rule_of(arms)}, on {arms[0].n_test} test items. vs zero-shot: points, with the interval that "
         f"holds for all arms at once. retention: change of general tasks in points, chance at 0. bits/byte: general "
-        f"text, lower is better, with its change. Verdicts are about these checkpoints (seed {arms[-1].seeds[0]})."
+        f"text, lower is better, with its change. {_about(arms)}"
     )
+
+
+def _about(arms: Sequence[ArmResult]) -> str:
+    """What the verdicts are about."""
+    kinds = {estimand(arm.vs_zero_shot)[0] for arm in arms if arm.vs_zero_shot is not None}
+    checkpoints = f"these checkpoints (seed {arms[-1].seeds[0]})"
+    if kinds <= {"artifact"}:
+        return f"Verdicts are about {checkpoints}."
+    if kinds == {"recipe"}:
+        return "Verdicts are about these ways of adapting, over seeds."
+    return f"Verdicts are about ways of adapting where an arm has seeds enough, else about {checkpoints}."
 
 
 def render(results: Results) -> RenderableType:
@@ -116,17 +112,33 @@ def render(results: Results) -> RenderableType:
         for arm in arms:
             row = [Text(cell) for cell in cells(arm)]
             if arm.vs_zero_shot is not None:
-                row[3].stylize(_STYLES.get(arm.vs_zero_shot.verdict, ""))
+                row[3].stylize(STYLES.get(arm.vs_zero_shot.verdict, ""))
             if arm.retention is not None and arm.retention.verdict == "harm":
                 row[4].stylize("bold red")
                 row[5].stylize("bold red")
             table.add_row(*row)
-        parts += [table, Text(legend(arms), style="dim"), Text()]
+        parts += [table, Text(legend(arms), style="dim"), Text(), *_forest(arms)]
         parts += [Text(headline(recommendation), style="bold"), *(Text(f"  {why}") for why in recommendation.why)]
+        parts += [Text(f"  {rescued(rescue)}") for rescue in recommendation.rescues]
         parts += [Text(f"  Next: {recommendation.next_step}"), Text()]
+    for claim in results.claims:
+        parts += [Text(claimed(claim), style="bold"), *(Text(f"  {line}") for line in claim.evidence), Text()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in results.warnings]
     parts += [Text(f"failed: {failure.trial}: {failure.error}", style="red") for failure in results.failures]
     return Group(*parts)
+
+
+def _forest(arms: Sequence[ArmResult]) -> list[RenderableType]:
+    """Each difference as a picture, and each verdict in words."""
+    lines = text_forest(arms)
+    if not lines:
+        return []
+    table = Table.grid(padding=(0, 1))
+    for arm in arms:
+        if arm.arm in lines and arm.vs_zero_shot is not None:
+            style = STYLES.get(arm.vs_zero_shot.verdict, "")
+            table.add_row(Text(arm.arm), Text(lines[arm.arm], style=style), Text(in_words(arm) or ""))
+    return [table, Text(FOREST_LEGEND, style="dim"), Text()]
 
 
 def headline(recommendation: Recommendation) -> str:
@@ -155,6 +167,7 @@ def arms_grid(arms: Sequence[ArmResult]) -> Grid:
 def retention_grid(arms: Sequence[ArmResult]) -> Grid:
     """General tasks after adapting, with their change and its interval."""
     shown = [(arm.arm, arm.retention) for arm in arms if arm.retention is not None]
+    more = _more_retention([retention for _, retention in shown])
     names = tuple(dict.fromkeys(name for _, retention in shown for name in retention.tasks))
     rows = []
     for arm, retention in shown:
@@ -163,8 +176,41 @@ def retention_grid(arms: Sequence[ArmResult]) -> Grid:
         bits = "-"
         if retention.bits_per_byte is not None and retention.bits_per_byte_delta is not None:
             bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
-        rows.append((arm, retention.verdict.replace("_", " "), *scores, bits))
-    return Grid(("arm", "verdict", *names, "bits/byte"), rows)
+        rows.append(
+            (arm, retention.verdict.replace("_", " "), *scores, bits, *(cell(retention) for cell in more.values()))
+        )
+    return Grid(("arm", "verdict", *names, "bits/byte", *more), rows)
+
+
+def _more_retention(shown: Sequence[Retention]) -> dict[str, Callable[[Retention], str]]:
+    """Columns for what a study may not have measured: KL from the untouched model, and the chat format."""
+    columns: dict[str, Callable[[Retention], str]] = {}
+    if any(retention.kl is not None for retention in shown):
+        columns["KL, nats/token"] = _kl
+    for kind in dict.fromkeys(kind for retention in shown for kind in retention.kl_texts):
+        columns[f"KL, {kind}"] = partial(_kl_of, kind)
+    if any(retention.chat_format is not None for retention in shown):
+        columns["whole answers in chat"] = _chat_format
+    return columns
+
+
+def _kl(retention: Retention) -> str:
+    interval = retention.kl_ci95
+    return number(retention.kl, ".3f") + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _kl_of(kind: str, retention: Retention) -> str:
+    return number(retention.kl_texts.get(kind), ".3f")
+
+
+def _chat_format(retention: Retention) -> str:
+    if retention.chat_format is None:
+        return "-"
+    if retention.chat_format_delta is None or retention.chat_format_ci95 is None:
+        return percent(retention.chat_format)
+    return (
+        f"{percent(retention.chat_format)} ({points(retention.chat_format_delta)}; {ends(retention.chat_format_ci95)})"
+    )
 
 
 def outcome_grid(arms: Sequence[ArmResult]) -> Grid:
@@ -200,8 +246,30 @@ def out_of_distribution_grid(arms: Sequence[ArmResult]) -> Grid:
     return Grid(("arm", "task", "accuracy (95% CI)", "vs zero-shot"), rows)
 
 
+def tuning_grid(arms: Sequence[ArmResult]) -> Grid:
+    """What was tried before the settings were chosen: a candidate a row."""
+    rows = [
+        (
+            arm.arm,
+            candidate.setting.replace("_", " "),
+            f"{candidate.value:g}" if isinstance(candidate.value, float) else str(candidate.value),
+            str(candidate.rung + 1),
+            "-" if candidate.train_rows is None else str(candidate.train_rows),
+            "diverged" if candidate.diverged else number(candidate.validation_loss, ".3f"),
+            "-" if candidate.accuracy is None else f"{percent(candidate.accuracy)} of {candidate.n}",
+            "chosen" if candidate.chosen else "",
+        )
+        for arm in arms
+        for candidate in arm.tuning
+    ]
+    return Grid(
+        ("arm", "setting", "tried", "round", "train rows", "validation loss", "validation accuracy", "choice"), rows
+    )
+
+
 def cost_grid(arms: Sequence[ArmResult]) -> Grid:
     """What training and a query take."""
+    tuned = any(arm.cost.tune_seconds is not None for arm in arms)
     rows = []
     for arm in arms:
         cost = arm.cost
@@ -210,6 +278,7 @@ def cost_grid(arms: Sequence[ArmResult]) -> Grid:
                 arm.arm,
                 f"{cost.trainable_params:,}",
                 f"{cost.train_seconds:.0f}",
+                *([number(cost.tune_seconds, ".0f")] if tuned else []),
                 "-" if cost.tokens_per_second is None else f"{cost.tokens_per_second:.0f}",
                 f"{cost.eval_seconds:.0f}",
                 f"{cost.peak_memory_bytes / 2**30:.1f}",
@@ -218,8 +287,8 @@ def cost_grid(arms: Sequence[ArmResult]) -> Grid:
                 f"{cost.output_tokens_per_query:.0f}",
             )
         )
-    header = ("arm", "trained weights", "training s", "tokens/s", "evaluation s", "peak GiB", "artifact MiB")
-    return Grid((*header, "prompt tokens/query", "output tokens/query"), rows)
+    header = ("arm", "trained weights", "training s", *(["tuning s"] if tuned else []), "tokens/s", "evaluation s")
+    return Grid((*header, "peak GiB", "artifact MiB", "prompt tokens/query", "output tokens/query"), rows)
 
 
 def markdown(grid: Grid) -> str:

@@ -15,7 +15,7 @@ from finetrap.registry import Plugin, Registry
 from finetrap.scoring import Verdict
 
 Split = Literal["train", "test"]
-Kind = Literal["generate", "choice", "text"]
+Kind = Literal["generate", "choice", "text", "divergence"]
 
 
 class Turn(NamedTuple):
@@ -69,6 +69,18 @@ class Layout(NamedTuple):
 PLAIN = Layout()
 
 
+class HubData(NamedTuple):
+    """What the card of a Hub data set says of it, so that a study can be planned without it."""
+
+    repository: str
+    rows: int
+    text_bytes: int
+    """Of all rows."""
+    download_bytes: int
+    test_share: float
+    """Of the rows, where test is cut from them."""
+
+
 @dataclass(frozen=True)
 class Task:
     """Data, prompt, answer extraction and metric."""
@@ -76,7 +88,8 @@ class Task:
     name: str
     summary: str
     kind: Kind
-    """`generate`: text scored by `score`; `choice`: by log-likelihood; `text`: bits per byte."""
+    """`generate`: text scored by `score`; `choice`: by log-likelihood; `text`: bits per byte;
+    `divergence`: KL from the untouched model, of texts and of answers to questions."""
     license: str
     load: Callable[[Split], tuple[Example, ...]]
     """All examples of a split. Nothing but `finetrap.data` calls it."""
@@ -104,12 +117,21 @@ class Task:
     stops: tuple[str, ...] = ("\nQuestion:",)
     """Where a base model, prompted plainly, goes on to another question of its own."""
     layout: Layout = PLAIN
+    chat_only: bool = False
+    """Of a retention task: whether only models that are prompted through a chat template are asked."""
     carved: bool = False
     """Whether test was cut from train, for want of a test set."""
+    hub: HubData | None = None
+    """The data set of the Hub that it reads, where it reads one."""
     version: int = 1
     """Raised when a change can move a number."""
     siblings: frozenset[str] = frozenset()
     """Tasks too close to this one to count as general ability when it is the target."""
+
+    @property
+    def converses(self) -> bool:
+        """Whether it is put through the chat template of a model that has one."""
+        return self.kind in ("generate", "divergence")
 
     def verdict(self, text: str, example: Example) -> Verdict:
         """What an answer to an example of a `generate` task says, and how it scores."""

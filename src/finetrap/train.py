@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Literal, NamedTuple
@@ -59,10 +60,10 @@ class Masters:
 
     def publish(self) -> None:
         """Round the masters into the parameters that compute."""
-        with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
-                if master is not parameter:
-                    parameter.copy_(master)
+        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if m is not p]
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
 
     def finish(self, *, keep_float32: bool) -> None:
         """End training: leave the masters in the model where `keep_float32`, else what was rounded from them."""
@@ -87,7 +88,7 @@ def _adder(master: Tensor) -> Callable[[Tensor], None]:
 class _Best:
     """The weights of the lowest validation loss so far, on disk: a full model's would not fit beside its optimiser."""
 
-    def __init__(self, masters: Masters, loss: float | None, file: IO[bytes]) -> None:
+    def __init__(self, masters: Masters, loss: float | None, file: IO[bytes] | BytesIO) -> None:
         self._masters = masters
         self._file = file
         self.keep(loss, step=0)
@@ -118,6 +119,7 @@ def train(
     training: Training,
     seed: int,
     keep_float32: bool,
+    keep_best: bool = False,
     scratch: Path | None = None,
     progress: Callable[[TrainingLogEntry, int], None] = lambda entry, steps: None,
 ) -> Trained:
@@ -127,6 +129,7 @@ def train(
     optimiser step. The rate rises linearly over the warmup and falls linearly to zero. Data order is decided by
     `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
 
+    `keep_best`: end with the weights of the best validation loss in any case.
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
@@ -145,7 +148,9 @@ def train(
 
     losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
     before = validated = _validated(losses, validation)
-    with TemporaryFile(dir=scratch) as file:
+    # Beside a GPU there is memory for them; beside a CPU's optimiser there is not.
+    on_gpu = losses.device.type == "cuda"
+    with BytesIO() if on_gpu else TemporaryFile(dir=scratch) as file:
         best = _Best(masters, before, file)
         limit: float | None = None
         tokens = 0
@@ -187,12 +192,13 @@ def train(
             )
             log.append(entry)
             progress(entry, steps)
-        if outcome == "diverged":
+        last = steps
+        worse = validated is not None and best.loss is not None and best.loss < validated
+        if outcome == "diverged" or (keep_best and worse and best.step > 0):
             best.restore()
-            validated = best.loss
+            last, validated = best.step, best.loss
     masters.finish(keep_float32=keep_float32)
     model.eval()
-    last = best.step if outcome == "diverged" else steps
     return Trained(outcome, last, steps, before, validated, tokens, log)
 
 

@@ -13,11 +13,11 @@ from finetrap.config import Study
 from finetrap.cost import folder_bytes, measure
 from finetrap.data import Encoder, Splits, draw_shots
 from finetrap.errors import StudyError
-from finetrap.evaluate import Asked, evaluate, most_common_answer
+from finetrap.evaluate import Asked, evaluate, most_common_answer, reference_loss
 from finetrap.loss import TrainingRow
 from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
-from finetrap.plan import TaskItems, missing, test_items
+from finetrap.plan import TaskItems, examples_of, missing
 from finetrap.progress import Reporter
 from finetrap.records import (
     Environment,
@@ -56,15 +56,23 @@ def run_trial(
     trial = planned.trial
     store.begin(trial)
     method = build(trial.method, trial.settings)
+    items = items.first(planned.train_rows)
     if method.training is not None and store.artifact(trial) is None:
         store.forget_evaluations(trial)
         todo = list(planned.evaluations)
-    model = _adapted(trial, method, loaded, items, store, reporter)
-    adapted = replace(loaded, model=model)
+    model = _adapted(planned, method, loaded, items, store, reporter)
+    adapted = replace(loaded, model=model, untouched=loaded.model)
     for evaluation in todo:
-        task = study.task(evaluation.task)
+        task, examples = study.task(evaluation.task), examples_of(study, items, evaluation)
         asked = _asked(method, evaluation, items.splits, trial.seed)
-        _evaluate(trial, evaluation, task, asked, study, adapted, store, environment, reporter)
+        _evaluate(trial, evaluation, _instructed(task, method), examples, asked, adapted, store, environment, reporter)
+
+
+def _instructed(task: Task, method: Method) -> Task:
+    """The task as a method puts it, which leaves what is asked of others as it is."""
+    if not method.instruction:
+        return task
+    return replace(task, prompt=lambda question: f"{method.instruction}{task.prompt(question)}")
 
 
 def _asked(method: Method, evaluation: Evaluation, splits: Splits, seed: int) -> Asked:
@@ -78,26 +86,30 @@ def _evaluate(
     trial: Trial,
     evaluation: Evaluation,
     task: Task,
+    examples: tuple[Example, ...],
     asked: Asked,
-    study: Study,
     adapted: LoadedModel,
     store: Store,
     environment: Environment,
     reporter: Reporter,
 ) -> None:
-    examples = test_items(study, task, evaluation.purpose).examples
     if (task.version, items_digest(examples)) != (evaluation.task_version, evaluation.items):
         raise StudyError(f"the data of '{task.name}' changed while the study ran; run it again.")
-    store.log_look(trial, evaluation)
+    if evaluation.purpose != "validation":
+        store.log_look(trial, evaluation)
     reporter.stage(f"{evaluation.purpose.replace('_', ' ')}: {task.name}", len(examples))
     with measure(str(adapted.model.device)) as measured:
         rows = evaluate(adapted, task, examples, asked, progress=reporter.advance)
+        # A trained candidate's is in the record of its training.
+        prompts = evaluation.purpose == "validation" and store.training(trial) is None
+        loss = reference_loss(adapted, task, examples, asked) if prompts else None
     record = EvaluationRecord(
         evaluation=evaluation,
         eval_seconds=measured.seconds,
         peak_memory_bytes=measured.peak_memory_bytes,
         prompt_tokens=sum(row.prompt_tokens for row in rows),
         output_tokens=sum(row.output_tokens for row in rows),
+        validation_loss=loss,
         environment=environment.key,
         finished=now(),
     )
@@ -105,9 +117,13 @@ def _evaluate(
 
 
 def _adapted(
-    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
+    planned: Planned, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
 ) -> "PreTrainedModel":
-    """The model to evaluate: untouched, the user's own, trained before, or trained now."""
+    """The model to evaluate: untouched, the user's own, trained before or now, or between two of these."""
+    trial = planned.trial
+    if method.of is not None:
+        tuned = load_checkpoint(_weights_of_parent(trial, store), loaded, dtype=torch.float32)
+        return _in(loaded.model.dtype, interpolate(loaded.model, tuned, method.weight))
     if method.checkpoint is not None:
         return load_checkpoint(method.checkpoint, loaded)
     if method.training is None:
@@ -115,18 +131,50 @@ def _adapted(
     artifact = store.artifact(trial)
     if artifact is not None:
         return load_checkpoint(artifact, loaded)
-    return _train(trial, method, loaded, items, store, reporter)
+    return _train(planned, method, loaded, items, store, reporter)
 
 
-def load_checkpoint(folder: Path, loaded: LoadedModel) -> "PreTrainedModel":
+def _weights_of_parent(trial: Trial, store: Store) -> Path:
+    parent = store.parent(trial)
+    method = build(parent.method, parent.settings) if parent is not None else None
+    found = method.checkpoint if method is not None and method.checkpoint else parent and store.artifact(parent)
+    if not found:
+        raise StudyError(
+            f"the weights of '{trial.settings['of']}', from which '{trial.arm}' goes on, are not there: its training "
+            f"failed or was deleted; run the study again with --retry-failed."
+        )
+    return found
+
+
+@torch.no_grad()
+def interpolate(base: torch.nn.Module, tuned: M, weight: float) -> M:
+    """`tuned`, changed in place to base + weight (tuned - base), each weight by itself (arXiv:2109.01903, section 3).
+
+    Computed in the precision of `tuned`; exactly `base` at weight 0 and `tuned` at 1.
+
+    Raises:
+        StudyError: the two do not have the same weights.
+    """
+    start = dict(base.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in tuned.named_parameters()}
+    if shapes != {name: parameter.shape for name, parameter in start.items()}:
+        raise StudyError("between these two models nothing lies: their weights differ in name or shape.")
+    for name, end in tuned.named_parameters():
+        end.copy_(torch.lerp(start[name].to(end.dtype), end, weight))
+    return tuned
+
+
+def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> "PreTrainedModel":
     """A trained model out of a PEFT adapter for `loaded`, merged, or out of a whole model's folder.
+
+    `dtype` is that of its weights; None: as those of `loaded`.
 
     Raises:
         StudyError: it does not fit the model.
     """
     from peft import PeftModel
 
-    dtype, device = loaded.model.dtype, str(loaded.model.device)
+    dtype, device = dtype or loaded.model.dtype, str(loaded.model.device)
     adapter = (folder / "adapter_config.json").is_file()
     try:
         if adapter:
@@ -155,8 +203,9 @@ def _in(dtype: torch.dtype, model: M) -> M:
 
 
 def _train(
-    trial: Trial, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
+    planned: Planned, method: Method, loaded: LoadedModel, items: TaskItems, store: Store, reporter: Reporter
 ) -> "PreTrainedModel":
+    trial = planned.trial
     assert method.training is not None
     assert method.prepare is not None
     encoder = _encoder(loaded.tokenizer, items.task, loaded.record.chat)
@@ -165,6 +214,8 @@ def _train(
     validation, _ = _rows(encoder, items.splits.validation, limit)
     if not rows:
         raise StudyError(f"every training example of '{trial.task}' is longer than {limit} tokens.")
+    texts = items.replayed(method, trial.seed)
+    rows = [*rows, *(TrainingRow(encoder.text_row(text)[:limit], prompt_length=1) for text in texts)]
 
     model = loaded.copy()
     steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs
@@ -184,6 +235,7 @@ def _train(
             training=method.training,
             seed=trial.seed,
             keep_float32=method.adapter,
+            keep_best=trial.best_checkpoint,
             scratch=store.trial_folder(trial),
             progress=progress,
         )
@@ -193,7 +245,8 @@ def _train(
         if not method.adapter:
             loaded.tokenizer.save_pretrained(folder)
 
-    artifact = store.save_artifact(trial, save)
+    kept = planned.rung is None
+    artifact_bytes = folder_bytes(store.save_artifact(trial, save)) if kept else 0
     record = TrainingRecord(
         outcome=trained.outcome,
         step=trained.step,
@@ -205,7 +258,7 @@ def _train(
         train_seconds=measured.seconds,
         tokens_per_second=trained.tokens / measured.seconds,
         peak_memory_bytes=measured.peak_memory_bytes,
-        artifact_bytes=folder_bytes(artifact),
+        artifact_bytes=artifact_bytes,
         skipped_too_long=too_long,
     )
     store.save_training(trial, record, trained.log)

@@ -12,7 +12,8 @@ from finetrap.results import Artifact, Comparison, Recipe, Verdict, VersusZeroSh
 
 LEAST_DF = 4
 """Seeds beyond the first, of all arms of a model and task together, from which verdicts are about recipes."""
-REFERENCES = ("constant", "zero_shot")
+TRIVIAL, ZERO_SHOT = "constant", "zero_shot"
+REFERENCES = (TRIVIAL, ZERO_SHOT)
 
 
 @dataclass(frozen=True)
@@ -42,21 +43,20 @@ def pool_of(arms: Mapping[str, Scored]) -> stats.SeedPool | None:
 
 
 def versus_zero_shot(
-    arms: Mapping[str, Scored], *, margin: float, alpha: float = stats.ALPHA
+    arms: Mapping[str, Scored], *, margin: float, alpha: float = stats.ALPHA, reference: str = ZERO_SHOT
 ) -> dict[str, VersusZeroShot]:
-    """The corrected family of a model and task: every arm but the trivial one against zero-shot.
+    """The corrected family of a model and task: every arm but the trivial one against zero-shot, or another reference.
 
-    `arms` are all on the same items, `zero_shot` and `constant` among them, which have no seeds. A verdict is about the
-    recipe where there is one, else about the first seed's checkpoint; both are in one family. `alpha` is the level of
-    this look at the data.
+    `arms` are all on the same items. A verdict is about the recipe where the arm has one, else about the first seed's
+    checkpoint; both are in one family. `alpha` is the level of this look at the data.
     """
-    family = {name: arm for name, arm in arms.items() if name not in REFERENCES}
-    if "zero_shot" not in arms or not family:
+    family = {name: arm for name, arm in arms.items() if name not in (TRIVIAL, reference)}
+    if reference not in arms or not family:
         return {}
-    zero, pool = arms["zero_shot"], pool_of(arms)
-    trivial = arms["constant"].first if "constant" in arms else np.zeros_like(zero.first)
+    zero, pool = arms[reference], pool_of(arms)
+    trivial = arms[TRIVIAL].first if TRIVIAL in arms else np.zeros_like(zero.first)
     differences = {
-        name: stats.difference(arm.table, zero.first, pool)
+        name: stats.difference(arm.table, zero.table, pool)
         for name, arm in family.items()
         if pool is not None and arm.has_seeds
     }
@@ -126,7 +126,7 @@ class _Compared:
         needed = stats.Needed(None, None)
         if p_adjusted >= self.alpha:
             target = abs(difference.delta)
-            needed = stats.needed(self.arm.table, self.zero.first, self.pool, target=target, alpha=level)
+            needed = stats.needed(self.arm.table, self.zero.table, self.pool, target=target, alpha=level)
         return Recipe(
             delta=difference.delta,
             ci95=difference.interval(stats.ALPHA),
@@ -145,7 +145,7 @@ class _Compared:
 
     def verdict(self, evidence: Artifact | Recipe, margin: float) -> Verdict:
         """The word, by the first of the rules that holds."""
-        zero_is_above = stats.beats(self.zero.first, self.trivial)
+        zero_is_above = above(self.zero, self.trivial, self.pool)
         if not zero_is_above and not above(self.arm, self.trivial, self.pool):
             return "floor"
         if evidence.p_adjusted < self.alpha:
@@ -156,15 +156,15 @@ class _Compared:
             return "gain" if evidence.delta > 0 else "harm"
         if self._equivalent(margin):
             return "no_difference"
-        left = 1 - float(self.zero.first.mean())
+        left = 1 - float(self.zero.table.mean())
         return "ceiling" if left < evidence.mde or not self._gain_can_be_shown() else "undecided"
 
     def _same_sign_by_every_rule(self, delta: float) -> bool:
         """A difference in generated answers has to be there strictly and anywhere too, else a format was learned."""
 
         def change(rule: str) -> float:
-            ours, theirs = self.arm.by_rule[rule], self.zero.by_rule[rule][:, 0]
-            return float((ours.mean(axis=1) if self.difference else ours[:, 0]).sum() - theirs.sum())
+            ours, theirs = self.arm.by_rule[rule], self.zero.by_rule[rule]
+            return float(ours.mean() - theirs.mean() if self.difference else ours[:, 0].mean() - theirs[:, 0].mean())
 
         return all(change(rule) * delta > 0 for rule in self.arm.by_rule)
 
@@ -180,7 +180,7 @@ class _Compared:
         """Whether an arm that is right everywhere would be told from the untouched model."""
         perfect = np.ones_like(self.zero.first)
         if self.difference is not None:
-            p = stats.difference(perfect, self.zero.first).p
+            p = stats.difference(perfect, self.zero.table).p
         else:
             p = stats.paired_p(*stats.discordant(perfect, self.zero.first))
         return p < self.alpha / self.family
@@ -191,6 +191,12 @@ def above(arm: Scored, trivial: stats.Scores, pool: stats.SeedPool | None) -> bo
     if pool is None or not arm.has_seeds:
         return stats.beats(arm.first, trivial)
     return stats.difference(arm.table, trivial, pool).interval(0.1).low > 0
+
+
+def accuracy_interval(arm: Scored, pool: stats.SeedPool | None) -> stats.Interval:
+    """Of an arm's accuracy: over items by Wilson, over items and seeds where verdicts are about recipes."""
+    n = len(arm.table)
+    return stats.wilson(float(arm.table.mean()), n) if pool is None else stats.accuracy_interval(arm.table, pool)
 
 
 def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]:

@@ -7,6 +7,7 @@ from finetrap.cli import compare as compare
 from finetrap.cli import run as run
 from finetrap.cli import check_data as check_data
 from finetrap.cli import folder as folder
+from finetrap.cli import judge as judge
 from finetrap.cli import lists as lists
 from finetrap.cli.root import app, call, entry
 

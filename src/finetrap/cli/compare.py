@@ -32,12 +32,15 @@ from finetrap.options import (
     PromptField,
     PromptTemplate,
     Queries,
+    Rescue,
     Retry,
     Score,
     Seeds,
     ShotDraws,
+    SizeOption,
     System,
     TestData,
+    TuneOption,
 )
 
 
@@ -62,6 +65,8 @@ def compare(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
@@ -83,6 +88,7 @@ def compare(
     max_size: MaxSize = None,
     looks: Looks = None,
     keep: KeepOption = None,
+    rescue: Rescue = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     json: AsJson = False,

@@ -7,6 +7,7 @@ import typer
 
 from finetrap.cli.root import app
 from finetrap.cli.shared import show
+from finetrap.errors import StudyError
 from finetrap.options import AsJson, Plugins
 
 
@@ -42,3 +43,25 @@ def report(
 
     store = Store.existing(folder)
     show(answer(store.study(), store), folder, json=json)
+
+
+@app.command()
+def claims(
+    folder: Annotated[Path, typer.Argument(help="Folder that a study with claims wrote.")],
+    plugin: Plugins = None,
+    json: AsJson = False,
+) -> None:
+    """Say which of the study's claims its records support or refute, with the evidence.
+
+    Example: finetrap claims finetrap-smollm2_135m
+    """
+    from finetrap.claims import cells_of, judge
+    from finetrap.listing import claims_json, claims_text
+    from finetrap.store import Store
+
+    store = Store.existing(folder)
+    study = store.study()
+    if not study.claims:
+        raise StudyError(f"the study in {folder} states no claims; add `claims:` to its study file and run it again.")
+    judged = judge(study.claims, cells_of(store.plan(), store))
+    typer.echo(claims_json(judged) if json else claims_text(judged))

@@ -26,9 +26,12 @@ from finetrap.options import (
     Out,
     Plugins,
     Queries,
+    Rescue,
     Retry,
     Seeds,
     ShotDraws,
+    SizeOption,
+    TuneOption,
 )
 
 
@@ -40,6 +43,8 @@ def run(
     plugin: Plugins = None,
     arm: Arms = None,
     out: Out = None,
+    size: SizeOption = None,
+    tune: TuneOption = None,
     limit_train: LimitTrain = None,
     limit_test: LimitTest = None,
     seeds: Seeds = None,
@@ -54,6 +59,7 @@ def run(
     max_size: MaxSize = None,
     looks: Looks = None,
     keep: KeepOption = None,
+    rescue: Rescue = None,
     dry_run: DryRun = False,
     retry_failed: Retry = False,
     json: AsJson = False,

@@ -51,12 +51,17 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, width=None if stream.isatty() else 150)
 
 
+def json_text(value: object) -> str:
+    """A value as JSON; commands call their option so, and the module is hidden there."""
+    import json
+
+    return json.dumps(value, indent=1)
+
+
 def print_rows(rows: list[dict[str, str]], *, json: bool) -> None:
     """Print a list as a table or as JSON."""
     if json:
-        import json as json_module
-
-        typer.echo(json_module.dumps(rows, indent=1))
+        typer.echo(json_text(rows))
         return
     from rich.table import Table
 
@@ -73,11 +78,10 @@ def run_or_plan(study: "Study", out: Path | None, *, dry_run: bool, retry_failed
     folder = out or study.default_folder()
     command = shlex.join(["finetrap", *sys.argv[1:]])
     if dry_run:
-        from finetrap.listing import dry_run_json, dry_run_text
-        from finetrap.study import estimates, prepare
+        from finetrap.outline import outline, outline_json, outline_text
 
-        left = estimates(study, prepare(study, folder))
-        typer.echo(dry_run_json(left) if json else dry_run_text(left, folder))
+        planned = outline(study, folder)
+        typer.echo(json_text(outline_json(planned)) if json else outline_text(planned, folder))
         return
     from finetrap.progress import TerminalReporter
     from finetrap.study import run as run_study

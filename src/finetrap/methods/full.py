@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@trains(learning_rate=5e-5)
+@trains(learning_rate=5e-5, prior=5e-5)
 def full(*, training: Training) -> Method:
     """Train every weight, with float32 master weights."""
 

@@ -30,7 +30,7 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
     return Method(training=training, prepare=prepare, adapter=True)
 
 
-@trains(learning_rate=1e-3)
+@trains(learning_rate=1e-3, prior=5e-4)
 def lora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
     """Train B and A in W + (alpha / rank) B A, with W frozen (arXiv:2106.09685).
 
@@ -43,7 +43,7 @@ def lora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Tra
     return _low_rank(rank, alpha, dropout, training, use_dora=False)
 
 
-@trains(learning_rate=1e-3)
+@trains(learning_rate=1e-3, prior=5e-4)
 def dora(rank: int = 16, alpha: int = 32, dropout: float = 0.0, *, training: Training) -> Method:
     """LoRA for the direction of each column of W, its magnitude trained apart (arXiv:2402.09353).
 

@@ -8,12 +8,14 @@ from typing import Any
 from finetrap.duplicates import carve
 from finetrap.final_answer import final_answer, score_final
 from finetrap.rows import dataset_rows
-from finetrap.task import Example, Split, Task, task
+from finetrap.task import Example, HubData, Split, Task, task
 from finetrap.tasks.gsm8k import prompt, stated
 
 REPOSITORY = "microsoft/orca-math-word-problems-200k"
 TEST_SHARE = 0.02
 """Of the rows: some 4,000 test items."""
+HUB = HubData(REPOSITORY, rows=200_035, text_bytes=225_322_861, download_bytes=84_248_748, test_share=TEST_SHARE)
+"""By the data set's card."""
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> tuple[Example, ...]:
@@ -55,5 +57,6 @@ def orca_math(data_dir: Path | None = None) -> Task:
         answer_format=stated,
         max_new_tokens=512,
         carved=True,
+        hub=HUB,
         siblings=frozenset({"gsm8k", "svamp"}),
     )

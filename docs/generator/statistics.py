@@ -1,0 +1,254 @@
+"""What the simulation found: the tables of the page on statistics. Without its file they are empty."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from generator.markdown import table
+
+TRUTH = Path(__file__).parent.parent.parent / "bench" / "results" / "truth.json"
+Row = dict[str, Any]
+
+
+def statistics_blocks(path: Path = TRUTH) -> dict[str, str]:
+    """Block name to table."""
+    file: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    makers = {
+        "truth": lambda rows: _head(file),
+        "artifact": _artifact,
+        "coverage": _coverage,
+        "unequal": _unequal,
+        "families": _families,
+        "power": _power,
+        "regret": _regret,
+        "variants": _variants,
+        "plans": _plans,
+        "ceilings": _ceilings,
+        "looks": _looks,
+    }
+    return {name: maker(file["cells"]) if file else "" for name, maker in makers.items()}
+
+
+def _head(file: dict[str, Any]) -> str:
+    def found(name: str) -> str:
+        error = file.get(f"{name}_se")
+        return f"{file[name]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+    rows = [
+        ("least coverage of 95% intervals, any cell", "at least 0.94", found("coverage_min")),
+        ("the same under stress", "at least 0.90", found("coverage_min_stress")),
+        ("mean coverage", "", found("coverage_mean")),
+        ("mean width over the oracle's, 3 seeds", "at most 1.25", found("width_ratio_to_oracle")),
+        ("greatest family-wise error", "at most 0.05", found("familywise_error_max")),
+        ("power that the oracle has more, mean", "at most 0.12", found("power_gap")),
+        ("wrong recommendations", f"at most {file['wrong_common'] / 5:.4f}", found("wrong_ours")),
+        ("wrong recommendations of common practice", "", found("wrong_common")),
+        ("studies left undecided", f"at most {file['undecided_oracle'] + 0.25:.2f}", found("undecided_ours")),
+        ("studies that the oracle leaves undecided", "", found("undecided_oracle")),
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name != "code")
+    minutes = f"{file['seconds'] / 60:.0f} minutes of one core"
+    said = f"{len(file['cells'])} cells, {sum(row['studies'] for row in file['cells']):,} studies, {minutes}."
+    return f"{table(('', 'required', 'found'), rows)}\n\n{said} {file['date'][:10]}, {file['machine']}; {versions}."
+
+
+def _of(rows: Iterable[Row], kind: str, choose: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    return [row for row in rows if row["kind"] == kind and choose(row["world"])]
+
+
+def _values(rows: Sequence[Row], field: str) -> list[float]:
+    found = [row[field] for row in rows if row.get(field) is not None]
+    return [value["mean"] if isinstance(value, dict) else value for value in found]
+
+
+def _mean(rows: Sequence[Row], field: str) -> float:
+    values = _values(rows, field)
+    return sum(values) / len(values)
+
+
+def _alike(world: Row) -> bool:
+    return len(set(world["seed_sd"])) == len(set(world["accuracy"])) == 1
+
+
+def _artifact(rows: Sequence[Row]) -> str:
+    cells = _of(rows, "artifact")
+    return table(
+        ("one checkpoint, items only", "least", "mean", "greatest"),
+        [
+            (says, f"{min(values):.3f}", f"{sum(values) / len(values):.3f}", f"{max(values):.3f}")
+            for says, field in (("coverage of Tango's interval", "coverage"), ("size of the test at 5%", "size"))
+            for values in [_values(cells, field)]
+        ],
+    )
+
+
+def _coverage(rows: Sequence[Row]) -> str:
+    out = []
+    for n in (100, 400, 1319):
+        for seeds in (2, 3, 5):
+            cells = _of(rows, "coverage", lambda w, n=n, s=seeds: _alike(w) and (w["n"], w["seeds"]) == (n, s))
+            widths, pairs = _values(cells, "width_ratio"), _values(cells, "width_ratio_pair")
+            least = (min(_values(cells, f"coverage{end}")) for end in ("", "_pair", "_accuracy"))
+            out.append(
+                (
+                    f"{n}",
+                    f"{seeds}",
+                    *(f"{value:.3f}" for value in least),
+                    f"{sum(widths) / len(widths):.2f} ({max(widths):.2f})",
+                    f"{sum(pairs) / len(pairs):.2f} ({max(pairs):.2f})",
+                )
+            )
+    header = ("items", "seeds", "arm - zero-shot", "arm - arm", "accuracy", "width", "width, arm - arm")
+    return table(header, out)
+
+
+def _unequal(rows: Sequence[Row]) -> str:
+    cells = [
+        row
+        for kind in ("coverage", "stress")
+        for row in _of(rows, kind, lambda w: len(set(w["seed_sd"])) > 1 and len(set(w["seed_sd"][:4])) == 1)
+    ]
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in cells:
+        first, last = (f"{100 * row['world']['seed_sd'][index]:g}" for index in (0, -1))
+        stress = ", stress" if row["kind"] == "stress" else ""
+        at = "" if row["world"]["accuracy"][1] == row["world"]["accuracy"][-1] else " (accuracy .02 and .5)"
+        groups.setdefault(
+            (f"{first}, {first}, {first}, {first}, {last}{at}{stress}", row["world"]["seeds"]), []
+        ).append(row)
+    return table(
+        (
+            "sd between seeds, points",
+            "seeds",
+            "arm - zero-shot",
+            "arm - arm",
+            "accuracy",
+            "family-wise error, greatest",
+        ),
+        [
+            (
+                says,
+                f"{seeds}",
+                *(f"{min(_values(each, f'coverage{end}')):.3f}" for end in ("", "_pair", "_accuracy")),
+                f"{max(values):.3f}" if (values := _values(each, "familywise_error")) else "",
+            )
+            for (says, seeds), each in groups.items()
+        ],
+    )
+
+
+def _families(rows: Sequence[Row]) -> str:
+    cells = [row for row in rows if row["kind"] in ("coverage", "null") and _alike(row["world"])]
+    out = []
+    for says, end in (("finetrap", ""), ("oracle", "_oracle"), ("common practice", "_common")):
+        values = _values(cells, f"familywise_error{end}")
+        out.append((says, f"{sum(values) / len(values):.3f}", f"{max(values):.3f}"))
+    return table((f"{len(cells)} cells, every arm as good as zero-shot", "mean", "greatest"), out)
+
+
+def _power(rows: Sequence[Row]) -> str:
+    def lone(n: int, effect: float, sd: float) -> Row | None:
+        def chosen(world: Row) -> bool:
+            accuracy, step = world["accuracy"], world["accuracy"][-1] - world["accuracy"][0]
+            shape = (world["n"], world["seeds"], accuracy[0], accuracy[1], world["seed_sd"][0])
+            return shape == (n, 3, 0.3, 0.3, sd) and abs(step - effect) < 1e-9
+
+        return next(iter(_of(rows, "power", chosen)), None)
+
+    out = []
+    for n in (200, 400, 1319):
+        for sd in (0.01, 0.02):
+            cells = [row for effect in (0.02, 0.05, 0.10) if (row := lone(n, effect, sd)) is not None]
+            powers = [f"{row['power']['mean']:.2f} ({row['power_oracle']['mean']:.2f})" for row in cells]
+            out.append((f"{n}", f"{100 * sd:g}", *powers, f"{100 * cells[0]['mde']:.1f}" if cells else ""))
+    header = ("items", "sd of seeds, points", "2 points", "5 points", "10 points", "median MDE, points")
+    return table(header, [row for row in out if len(row) == len(header)])
+
+
+def _regret(rows: Sequence[Row]) -> str:
+    cells = _of(rows, "regret")
+    covered = f"coverage of the 90% bound at least {min(_values(cells, 'coverage_regret')):.3f}"
+    out = []
+    for says, name in (
+        ("finetrap", "ours"),
+        ("oracle", "oracle"),
+        ("common practice", "common"),
+        ("common practice, every arm at its own rate", "tuned"),
+    ):
+        wrong, undecided = _values(cells, f"wrong_{name}"), _values(cells, f"undecided_{name}") or [0.0]
+        mean = sum(undecided) / len(undecided)
+        out.append((says, f"{sum(wrong) / len(wrong):.4f}", f"{max(wrong):.3f}", f"{mean:.2f}"))
+    return table((f"{len(cells)} cells; {covered}", "wrong, mean", "greatest", "undecided, mean"), out)
+
+
+def _variants(rows: Sequence[Row]) -> str:
+    says = {
+        "clusters": "items in clusters of {cluster}",
+        "samples": "{samples} answers an item",
+        "seed_correlation": "seed effects of two arms correlated, {correlation}",
+    }
+    out = []
+    for row in rows:
+        if row["kind"] in says:
+            world = row["world"]
+            by_item = row.get("coverage_by_item")
+            out.append(
+                (
+                    says[row["kind"]].format(**world),
+                    f"{world['n']}, {world['seeds']}",
+                    f"{row['coverage']['mean']:.3f}",
+                    f"{row['coverage_pair']['mean']:.3f}",
+                    f"{row['coverage_accuracy']['mean']:.3f}",
+                    f"{row['familywise_error']['mean']:.3f}",
+                    f"{by_item['mean']:.3f}" if by_item else "",
+                )
+            )
+    header = ("", "items, seeds", "arm - zero-shot", "arm - arm", "accuracy", "family-wise error", "clusters ignored")
+    return table(header, out)
+
+
+def _plans(rows: Sequence[Row]) -> str:
+    out = []
+    for row in _of(rows, "plan"):
+        for what in ("items", "seeds"):
+            planned = row.get(f"{what}_planned")
+            out.append(
+                (
+                    f"{100 * row['target']:.0f} points, {row['world']['n']} items, {row['world']['seeds']} seeds, "
+                    f"sd {100 * row['world']['seed_sd'][0]:g}",
+                    what,
+                    f"{row[f'{what}_impossible']['mean']:.2f}",
+                    f"{planned}" if planned else "none",
+                    f"{row[f'{what}_power']['mean']:.2f}" if planned else "",
+                )
+            )
+    return table(("a difference, and the study that asks", "more", "says none suffices", "median plan", "power"), out)
+
+
+def _ceilings(rows: Sequence[Row]) -> str:
+    return table(
+        ("arms", "items", "errors needed", "closed form", "called a ceiling", "and yet an arm is shown to gain"),
+        [
+            (
+                f"{len(row['world']['seed_sd'])}",
+                f"{row['world']['n']}",
+                f"{row['errors_needed']}",
+                f"more than {row['errors_at_most_by_formula']:.1f}",
+                f"{row['ceiling']['mean']:.2f}",
+                f"{row['contradicted']['mean']:.3f}",
+            )
+            for row in _of(rows, "ceiling")
+        ],
+    )
+
+
+def _looks(rows: Sequence[Row]) -> str:
+    return table(
+        ("three looks", "family-wise error by the schedule", "each at 5%"),
+        [
+            (says, *(f"{row[f'familywise_error_by_{what}{end}']['mean']:.3f}" for end in ("", "_without_schedule")))
+            for row in _of(rows, "looks")
+            for says, what in (("more items each time", "items"), ("more seeds each time", "seeds"))
+        ],
+    )
