@@ -71,7 +71,7 @@ def test_one_family_holds_the_p_of_recipes_and_of_checkpoints() -> None:
 
 def test_an_undecided_recipe_says_what_would_decide() -> None:
     arms = _family(a=_arm(186, 187, 185), b=_arm(180, 181, 179))
-    versus = versus_zero_shot(arms, margin=0.02)["a"]
+    versus = versus_zero_shot(arms, margin=0.001)["a"]
     recipe = _recipe(versus)
     assert versus.verdict == "undecided"
     assert recipe.items_needed is not None
