@@ -10,6 +10,7 @@ from support import called, study_file
 
 from finetrap.config import Study, load_study
 from finetrap.errors import StudyError
+from finetrap.prepare import prepare
 from finetrap.results import Results
 from finetrap.size import FILL, LADDER, SIZES, fit, in_words, seconds_of, sized_text
 
@@ -105,38 +106,34 @@ def test_what_was_given_up_is_said() -> None:
 # --- a study with a size ---------------------------------------------------------------------------------------------
 
 
-def test_what_a_size_decided_is_said_before_and_kept(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = study_file(tmp_path, tiny_folder, retention=[], limit_train=16, tune="none", limit_validation=200)
-    done = called(capsys, "run", path, "--out", tmp_path / "out", "--size", "quick")
-    assert done.code == 0, done.err
-    assert done.err.index("size quick: tune none, limit_train 16,") < done.err.index("done ")
-    results = Results.model_validate_json((tmp_path / "out" / "results.json").read_bytes())
-    settings = results.study["settings"]
-    assert isinstance(settings, dict)
-    assert (settings["size"], settings["limit_retention"], settings["limit_test"]) == ("quick", 100, 10)
-    # Stated, and the default at that: it is still there when the folder is read again.
-    assert yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())["limit_validation"] == 200
-    assert load_study(tmp_path / "out" / "study.yaml").limit_validation == 200
+def test_what_a_size_decided_is_written_down_as_if_it_were_stated() -> None:
+    # 200 is the default: it is still there when the folder is read again.
+    stated = study(size="quick", limit_validation=200).stated()
+    assert (stated["size"], stated["limit_train"], stated["seeds"]) == ("quick", 256, [0])
+    assert Study.model_validate(stated).limit_validation == 200
+    assert set(study(limit_test=20).stated()) == {"models", "tasks", "limit_test"}
 
 
-def test_a_time_is_measured_out_once_and_kept_when_the_study_goes_on(
+def test_a_time_is_measured_out_once_said_before_and_kept(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = study_file(tmp_path, tiny_folder, retention=[], arms=["zero_shot"], limit_train=None, limit_test=None)
-    seen = called(capsys, "run", path, "--out", tmp_path / "out", "--size", "1m", "--dry-run")
+    path = study_file(tmp_path, tiny_folder, retention=[], arms=["zero_shot"], limit_train=None, limit_retention=None)
+    out = tmp_path / "out"
+    seen = called(capsys, "run", path, "--out", out, "--size", "1m", "--dry-run")
     assert seen.code == 0, seen.err
-    assert re.search(r"size 1m: tune quick, limit_train \d+, .*; roughly \d+ s left", seen.out)
+    assert re.search(r"size 1m: tune \w+, limit_train \d+, .*; roughly \d+ s left", seen.out)
     assert "given up against thorough" in seen.out
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
-    assert called(capsys, "run", path, "--out", tmp_path / "out", "--size", "1m", "--limit-test", 10).code == 0
-    first = load_study(tmp_path / "out" / "study.yaml")
-    (tmp_path / "out" / "study.yaml").write_text(
-        yaml.safe_dump({**first.stated(), "limit_retention": 77, "limit_test": 11})
-    )
-    again = called(capsys, "run", path, "--out", tmp_path / "out", "--size", "1m", "--limit-test", 10)
-    assert again.code == 0
-    kept = load_study(tmp_path / "out" / "study.yaml")
-    assert (kept.limit_retention, kept.limit_test) == (77, 10)
+    done = called(capsys, "run", path, "--out", out, "--size", "1m")
+    assert done.code == 0
+    assert done.err.index("size 1m: tune") < done.err.index("done ")
+    results = Results.model_validate_json((out / "results.json").read_bytes())
+    begun = load_study(out / "study.yaml")
+    assert results.study["settings"] == begun.model_dump(mode="json")
+    assert (begun.size, begun.limit_test) == ("1m", 10)
+    assert begun.limit_retention in [size.limit_retention for size in LADDER]
+
+    (out / "study.yaml").write_text(yaml.safe_dump({**begun.stated(), "limit_retention": 77, "limit_test": 11}))
+    again = prepare(load_study(path, {"size": "1m"}), out).study
+    assert (again.limit_retention, again.limit_test) == (77, 10)
