@@ -174,12 +174,14 @@ def answer(study: Study, store: Store) -> Results:
     """
     from finetrap.page import write_page
     from finetrap.report import write_report
+    from finetrap.sections import sections
 
     results = build_results(study, store.plan(), store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
-        write_report(results, study, store)
-        write_page(results, study, store)
+        found = sections(results, store)
+        write_report(results, study, store, found)
+        write_page(results, study, store, found)
     return results
 
 
