@@ -48,10 +48,9 @@ def _head(file: dict[str, Any]) -> str:
         ("studies that the oracle leaves undecided", "", found("undecided_oracle")),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name != "code")
-    minutes = f"{file['seconds'] / 60:.0f} minutes of one core"
     older = sum(row["code"] != file["versions"]["code"] for row in file["cells"])
     kept = f" {older} of the cells are of older code, whose changes since moved none of their numbers." if older else ""
-    said = f"{len(file['cells'])} cells, {sum(row['studies'] for row in file['cells']):,} studies, {minutes}."
+    said = f"{len(file['cells'])} cells, {sum(row['studies'] for row in file['cells']):,} studies."
     return (
         f"{table(('', 'required', 'found'), rows)}\n\n{said} {file['date'][:10]}, {file['machine']}; {versions}.{kept}"
     )
