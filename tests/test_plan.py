@@ -46,7 +46,7 @@ def test_the_reference_arms_come_first(planned: Planner) -> None:
 
 
 def test_a_method_without_randomness_is_one_trial_whatever_the_seeds(planned: Planner) -> None:
-    seeds = [(p.trial.arm, p.trial.seed) for p in planned(seeds=[3, 5])]
+    seeds = [(p.trial.arm, p.trial.seed) for p in planned(seeds=[3, 5], shot_draws=2)]
     assert seeds == [("constant", 0), ("zero_shot", 0), *((arm, s) for arm in ("few_shot", "lora") for s in (3, 5))]
 
 
@@ -111,7 +111,7 @@ def test_another_task_is_asked_of_every_arm(planned: Planner) -> None:
 
 
 def test_shots_are_written_down_and_follow_the_seed(planned: Planner) -> None:
-    first, second = asked_of(planned(seeds=[1, 2]), "few_shot")
+    first, second = asked_of(planned(seeds=[1, 2], shot_draws=2), "few_shot")
     assert len(set(first.shots)) == len(set(second.shots)) == 5
     assert first.shots != second.shots
     assert first.shots == asked_of(planned(seeds=[1]), "few_shot")[0].shots
