@@ -80,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = ROOT / "bench" / "results" / "mutation.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for name, module in modules.items():
-        print(
-            f"{name:24} {module['share']:7.1%} of {module['killed'] + module['survived']}, there are {module['mutants']}"
-        )
+        print(f"{name:24} {module['share']:7.1%} of {module['killed'] + module['survived']} of {module['mutants']}")
     print(f"{'all':24} {result['share']:7.1%} of {killed + survived}")
 
 
