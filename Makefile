@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-instruct-q4
 
-.PHONY: demo test check lint format generate docs bench truth verify clean
+.PHONY: demo test check lint format generate docs bench truth verify mutation clean
 
 demo: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
@@ -45,6 +45,12 @@ verify: .venv/installed
 truth: .venv/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=bench $(BIN)/python -m truth
 
+# Whether the tests notice when what decides a verdict is wrong: an hour or two. It goes on where it was stopped. With
+# MUTATION=--digits=3 a tenth of it.
+mutation: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/python bench/mutation.py $(MUTATION)
+
 # Hours: every figure of docs/performance.md, three runs each. MODELS is a folder with further GGUF files; what is already
 # in bench/results is measured again unless BENCH is --missing.
 bench: .venv/installed
@@ -61,4 +67,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache site
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache mutants site

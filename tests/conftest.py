@@ -29,6 +29,7 @@ from finetrap.models import LoadedModel, find, load  # noqa: E402
 from finetrap.page import write_page  # noqa: E402
 from finetrap.report import write_report  # noqa: E402
 from finetrap.results import Results  # noqa: E402
+from finetrap.sections import sections  # noqa: E402
 from finetrap.store import Store  # noqa: E402
 from finetrap.study import run  # noqa: E402
 from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
@@ -118,8 +119,9 @@ def rich_study(page_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(page_study, folder)
     store = Store.existing(folder)
     results = rich(Results.model_validate_json((folder / "results.json").read_text()))
-    write_page(results, store.study(), store)
-    write_report(results, store.study(), store)
+    found = sections(results, store)
+    write_page(results, store.study(), store, found)
+    write_report(results, store.study(), store, found)
     (folder / "results.json").write_text(results.to_json())
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import own_rows
 import pytest
 import yaml
-from support import called, contents, study_file
+from support import called, contents, model_copy, study_file
 
 from finetrap.config import load_study, make_study
 from finetrap.study import run
@@ -46,6 +46,14 @@ def test_a_hub_model_that_nobody_knows_is_of_unknown_size_and_not_in_the_time(
     assert sum(" unknown  evaluated on " in line for line in lines) == 3
 
 
+def test_a_time_to_fit_into_is_left_open_where_something_is_to_fetch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study_file(tmp_path, "smollm2-135m", size="45m")
+    done = called(capsys, "run", path, "--out", tmp_path / "out", "--dry-run")
+    assert done.out.splitlines()[-1].startswith("what fits into 45m is decided when all of it is here")
+
+
 def test_a_dry_run_of_compare_does_not_fetch_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "qwen2.5-0.5b", "--task", "arc_easy", "--limit-train", 16, "--limit-test", 10]
     done = called(capsys, "compare", *arguments, "--out", tmp_path / "out", "--dry-run")
@@ -70,8 +78,8 @@ def test_the_papers_study_is_planned_offline(tmp_path: Path, capsys: pytest.Capt
     assert done.code == 0
     for model in study.models:
         assert f"to fetch: {model.name} (" in done.out
-    arms = len(study.arms)
-    assert done.out.splitlines()[-1].startswith(f"{len(study.models) * 2 * arms} trials")
+    trials = len(study.models) * 2 * len(study.arms)
+    assert any(line.startswith(f"{trials} trials, roughly ") for line in done.out.splitlines())
 
 
 def test_every_study_file_is_a_study() -> None:
@@ -96,10 +104,19 @@ def orca(tmp_path: Path) -> Path:
 def test_the_papers_study_runs_as_it_stands_on_tiny_models(
     tmp_path: Path, tiny_folder: Path, orca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = model_copy(tiny_folder, tmp_path / "model", max_position_embeddings=8192)
     values = yaml.safe_load(PAPER.read_text())
     small = {"limit_train": 12, "limit_validation": 10, "limit_test": 10, "limit_retention": 10, "retention": []}
-    values |= {**small, "models": [str(tiny_folder)], "seeds": 1, "data_dir": str(orca), "dtype": "float32"}
-    values["claims"][4]["models"] = [str(tiny_folder)]
+    values |= {
+        **small,
+        "models": [str(model)],
+        "seeds": 1,
+        "tune": "none",
+        "epochs": 1,
+        "data_dir": str(orca),
+        "dtype": "float32",
+    }
+    values["claims"][4]["models"] = [str(model)]
     for name in ("gsm8k", "svamp", "orca_math"):
         # A random model says nothing of more worth in the other hundreds.
         short = replace(get_task(name, orca), max_new_tokens=4)

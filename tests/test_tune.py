@@ -5,7 +5,7 @@ import json
 import math
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,13 @@ from test_process import finish, start
 from finetrap.config import Study, load_study
 from finetrap.data import load_splits
 from finetrap.errors import StudyError
-from finetrap.method import learning_rate_prior, method, parse_arm, trains, tunable
+from finetrap.method import Method, Training, learning_rate_prior, method, parse_arm, trains, tunable
+from finetrap.plan import missing
 from finetrap.prepare import prepare
 from finetrap.records import TUNING_SEED, Planned, Trial, items_digest
 from finetrap.results import ArmResult, Results
 from finetrap.store import Store
+from finetrap.study import run
 from finetrap.task import get_task
 from finetrap.tune import RUNGS, Rung, Search, Tried, ranked, search_of
 
@@ -183,9 +185,29 @@ class Tuned:
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+def broken() -> Iterator[set[str]]:
+    """The method `brittle` cannot prepare a model while its name is in this set."""
+    names = {"brittle"}
+
+    def brittle(*, training: Training) -> Method:
+        """Fails while it is broken."""
+
+        def prepare(model):  # type: ignore[no-untyped-def]
+            if "brittle" in names:
+                raise RuntimeError("it broke")
+            return model.requires_grad_(True)
+
+        return Method(training=training, prepare=prepare)
+
+    trains(learning_rate=1e-3)(brittle)
+    yield names
+    del method._entries["brittle"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, broken: set[str]) -> Tuned:
     folder = tmp_path_factory.mktemp("tuned")
-    path = study_file(folder, tiny_folder, arms=ARMS, retention=[], tune="quick", limit_train=24)
+    path = study_file(folder, tiny_folder, arms=[*ARMS, "brittle"], retention=[], tune="quick", limit_train=24)
     return Tuned(folder / "out", load_study(path).run(folder / "out", progress=False))
 
 
@@ -275,12 +297,24 @@ def test_what_tuning_cost_is_the_sum_of_its_candidates(tuned: Tuned) -> None:
         assert all(c.seconds > 0 for c in tuned.arm(name).tuning)
 
 
-def test_a_second_run_does_nothing_again_and_says_the_same(tuned: Tuned) -> None:
+def test_an_arm_whose_candidates_all_fail_is_a_failure_and_has_no_result(tuned: Tuned) -> None:
+    assert "brittle" not in {arm.arm for arm in tuned.results.arms}
+    assert {failure.error for failure in tuned.results.failures} == {"RuntimeError: it broke"}
+    assert not tuned.finals("brittle")
+
+
+def test_a_second_run_tries_again_what_failed_and_nothing_else(tuned: Tuned, broken: set[str]) -> None:
     before = written_at(tuned.folder)
-    again = tuned.store.study().run(tuned.folder, progress=False)
-    assert written_at(tuned.folder) == before
-    assert again.to_json() == tuned.results.to_json()
-    assert Results.model_validate_json((tuned.folder / "results.json").read_bytes()).arms == again.arms
+    assert not any(missing(p, tuned.store) for p in prepare(tuned.store.study(), tuned.folder).plan.planned)
+    broken.clear()
+    again = run(tuned.store.study(), tuned.folder, retry_failed=True)
+    after = written_at(tuned.folder)
+    assert {name: time for name, time in after.items() if name in before} == before
+    assert {name.split("--")[2] for name in after.keys() - before.keys()} == {"brittle"}
+    assert not again.failures
+    assert len(next(arm for arm in again.arms if arm.arm == "brittle").tuning) == 4
+    for name in TUNED:
+        assert next(arm for arm in again.arms if arm.arm == name).tuning == tuned.arm(name).tuning
 
 
 # --- in the middle ---------------------------------------------------------------------------------------------------
@@ -317,48 +351,3 @@ def test_tuning_that_is_interrupted_goes_on_and_ends_as_if_nothing_had_been(
     ended = outputs(out)
     assert len(ended) == 3 + 4
     assert ended == {name: rows for name, rows in outputs(tuned.folder).items() if name in ended}
-
-
-# --- what fails ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def breaking() -> Iterator[Callable[[bool], None]]:
-    """A method whose model cannot be prepared, until it is mended."""
-    from finetrap.method import Method, Training
-
-    broken = True
-
-    def brittle(*, training: Training) -> Method:
-        """Fails while it is broken."""
-
-        def prepare(model):  # type: ignore[no-untyped-def]
-            if broken:
-                raise RuntimeError("it broke")
-            return model.requires_grad_(True)
-
-        return Method(training=training, prepare=prepare)
-
-    def set_broken(value: bool) -> None:
-        nonlocal broken
-        broken = value
-
-    trains(learning_rate=1e-3)(brittle)
-    yield set_broken
-    del method._entries["brittle"]
-
-
-def test_an_arm_whose_candidates_all_fail_has_no_result_and_may_be_tried_again(
-    breaking: Callable[[bool], None], tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = study_file(tmp_path, tiny_folder, arms=["brittle"], retention=[], tune="quick")
-    failed = called(capsys, "run", path, "--out", tmp_path / "out")
-    assert failed.code == 1
-    results = Results.model_validate_json((tmp_path / "out" / "results.json").read_bytes())
-    assert {arm.arm for arm in results.arms} == {"constant", "zero_shot"}
-    assert {failure.error for failure in results.failures} == {"RuntimeError: it broke"}
-
-    breaking(False)
-    assert called(capsys, "run", path, "--out", tmp_path / "out", "--retry-failed").code == 0
-    results = Results.model_validate_json((tmp_path / "out" / "results.json").read_bytes())
-    assert len(next(arm for arm in results.arms if arm.arm == "brittle").tuning) == 4

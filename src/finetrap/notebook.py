@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from finetrap.charts import FILE, Chart, charts_of
+from finetrap.charts import Chart
 from finetrap.progress import Reporter
 from finetrap.results import Results
 from finetrap.sections import sections
@@ -105,7 +105,7 @@ def results_html(results: Results, report: Path | None) -> str:
         parts.append(_table(arms_grid(arms)))
         parts.append(f"<details><summary>What the columns mean</summary><p>{escape(legend(arms))}</p></details>")
         parts.append(_items([words for arm in arms if (words := in_words(arm))]))
-        parts += [_picture(svg, chart) for chart in charts_of(section) if (svg := chart.draw(FILE))]
+        parts += [_picture(svg, chart) for chart in section.charts if (svg := chart.file())]
         parts.append(_items([rescued(rescue) for rescue in recommendation.rescues]))
     parts.append(_items([" ".join([claimed(claim), *claim.evidence]) for claim in results.claims]))
     warned = [f"warning: {warning}" for warning in results.warnings]

@@ -17,7 +17,7 @@ from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_fl
 from finetrap.presets import PRESETS
 from finetrap.records import ModelRecord, Planned
 from finetrap.rows import here as data_here
-from finetrap.size import in_words, sized_text
+from finetrap.size import in_words, seconds_of, sized_text
 from finetrap.store import Store
 from finetrap.task import Example, HubData, Split, Task
 
@@ -172,7 +172,10 @@ def outline_text(outline: Outline, folder: Path) -> str:
     )
     if outline.untimed:
         lines.append(f"the tuning of {', '.join(outline.untimed)} is not in the time: it depends on what is to fetch.")
-    if outline.study.size is not None:
+    dial = outline.study.size
+    if dial is not None and outline.downloads and seconds_of(dial):
+        lines.append(f"what fits into {dial} is decided when all of it is here; this is the study without that limit.")
+    elif dial is not None:
         lines.append(sized_text(outline.study, seconds))
     return "\n".join(lines)
 

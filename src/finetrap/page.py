@@ -16,13 +16,13 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
-from finetrap.charts import NARROW, TONES, WIDE, charts_of, inline, palette_css
+from finetrap.charts import NARROW, TONES, WIDE, inline, palette_css
 from finetrap.config import Study
 from finetrap.data import load_test
 from finetrap.errors import StudyError
 from finetrap.records import Evaluation, ItemRow, items_digest
 from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
-from finetrap.sections import Section, command_of, finished, machine, sections, settings_of
+from finetrap.sections import Section, command_of, finished, machine, settings_of
 from finetrap.store import Store
 from finetrap.table import (
     OUTCOMES,
@@ -81,10 +81,9 @@ class Answers(NamedTuple):
     seeds: dict[str, int]
 
 
-def write_page(results: Results, study: Study, store: Store) -> Path:
+def write_page(results: Results, study: Study, store: Store, found: Sequence[Section]) -> Path:
     """Write report.html into the study's folder; returns its path."""
     style, script = palette_css() + _part("report.css"), _part("report.js")
-    found = sections(results, store)
     templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = templates.from_string(_part("report.html.jinja")).render(
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
@@ -184,7 +183,7 @@ def _table(caption: str, grid: Grid, verdicts: Sequence[Verdict | None] = (), ma
 def _figures(section: Section, name: str) -> dict[str, Figure]:
     """The charts that there are, by kind."""
     figures = {}
-    for chart in charts_of(section):
+    for chart in section.charts:
         wide, narrow = (
             Markup(inline(svg, name=f"{name}-{chart.kind}-{size}", label=chart.alternative)) if svg else None
             for size, svg in (("wide", chart.draw(WIDE)), ("narrow", chart.draw(NARROW)))

@@ -154,10 +154,11 @@ def planned_anew(prepared: Prepared) -> Prepared:
 
 def _rescues(prepared: Prepared) -> list[Planned]:
     """The second stage, when the first is done: trials of the arms that may remove what harm it shows."""
-    if any(missing(p, prepared.store) for p in prepared.plan.planned):
+    store = prepared.store
+    if any(missing(p, store) and store.failure(p.trial) is None for p in prepared.plan.planned):
         return []
     study = prepared.study
-    results = build_results(study, prepared.plan, prepared.store)
+    results = build_results(study, prepared.plan, store)
     planned = []
     for source in prepared.sources:
         for name, items in prepared.tasks.items():

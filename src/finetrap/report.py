@@ -1,12 +1,12 @@
 """report.md with its charts: the answer first, then the evidence, then everything needed to repeat it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from finetrap.charts import FILE, charts_of
 from finetrap.config import Study
 from finetrap.records import slug
 from finetrap.results import ArmResult, Results
-from finetrap.sections import Section, command_of, finished, machine, sections, settings_of
+from finetrap.sections import Section, command_of, finished, machine, settings_of
 from finetrap.store import Store
 from finetrap.table import (
     arms_grid,
@@ -23,10 +23,10 @@ from finetrap.table import (
 from finetrap.words import claimed, in_words, rescued
 
 
-def write_report(results: Results, study: Study, store: Store) -> Path:
+def write_report(results: Results, study: Study, store: Store, found: Sequence[Section]) -> Path:
     """Write report.md and charts/ into the study's folder; returns the report's path."""
     parts = [f"# {escape(study.name)}", ""]
-    for section in sections(results, store):
+    for section in found:
         parts += _section(section, store)
     parts += _claims(results)
     parts += _warnings(results)
@@ -37,8 +37,8 @@ def write_report(results: Results, study: Study, store: Store) -> Path:
 def _section(section: Section, store: Store) -> list[str]:
     arms, recommendation = section.arms, section.recommendation
     charts: dict[str, list[str]] = {}
-    for chart in charts_of(section):
-        if drawn := chart.draw(FILE):
+    for chart in section.charts:
+        if drawn := chart.file():
             path = f"charts/{slug(f'{section.task}-{section.model}')}-{chart.kind}.svg"
             store.write(path, drawn)
             charts[chart.kind] = [f"![{escape(chart.alternative)}]({path})", "", escape(chart.caption), ""]

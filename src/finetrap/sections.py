@@ -1,6 +1,8 @@
 """What report.md and report.html both say about a study, beside its tables."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from finetrap.config import Study
 from finetrap.records import Environment, TrainingLogEntry
@@ -8,8 +10,12 @@ from finetrap.results import ArmResult, Recommendation, Results
 from finetrap.store import Store
 from finetrap.table import groups
 
+if TYPE_CHECKING:
+    from finetrap.charts import Chart
 
-class Section(NamedTuple):
+
+@dataclass(frozen=True)
+class Section:
     """A model on a task."""
 
     model: str
@@ -24,6 +30,13 @@ class Section(NamedTuple):
     """Loss on general text that is accepted, in bits per byte."""
     queries: int
     """Over which the cost of an arm counts."""
+
+    @cached_property
+    def charts(self) -> "list[Chart]":
+        """Its charts, each of which is drawn once for all that shows it."""
+        from finetrap.charts import charts_of
+
+        return charts_of(self)
 
 
 def sections(results: Results, store: Store | None = None) -> list[Section]:

@@ -125,6 +125,7 @@ def answer(study: Study, store: Store) -> Results:
     """
     from finetrap.page import write_page
     from finetrap.report import write_report
+    from finetrap.sections import sections
 
     resolved = store.plan()
     with disk_errors(store.folder):
@@ -132,8 +133,9 @@ def answer(study: Study, store: Store) -> Results:
     results = build_results(study, resolved, store).within(store.folder)
     with disk_errors(store.folder):
         store.write("results.json", results.to_json())
-        write_report(results, study, store)
-        write_page(results, study, store)
+        found = sections(results, store)
+        write_report(results, study, store, found)
+        write_page(results, study, store, found)
     return results
 
 

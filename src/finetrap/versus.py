@@ -164,7 +164,10 @@ class _Compared:
 
         def change(rule: str) -> float:
             ours, theirs = self.arm.by_rule[rule], self.zero.by_rule[rule]
-            return float(ours.mean() - theirs.mean() if self.difference else ours[:, 0].mean() - theirs[:, 0].mean())
+            if self.difference is None:
+                ours, theirs = ours[:, :1], theirs[:, :1]
+            # Whole numbers: means of thirds differ where sums do not.
+            return float(ours.sum() * theirs.shape[1] - theirs.sum() * ours.shape[1])
 
         return all(change(rule) * delta > 0 for rule in self.arm.by_rule)
 

@@ -28,4 +28,4 @@ def accuracy_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str:
     axis.set_xlim(left=max(0.0, axis.get_xlim()[0]))
     text = f"accuracy on {arms[0].n_test} test items, % (95% interval; dashed: untouched, dotted: trivial)"
     axis.set_xlabel(wrapped(text, canvas))
-    return svg(figure, canvas)
+    return svg(figure)

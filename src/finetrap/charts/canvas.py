@@ -54,10 +54,8 @@ class Canvas(NamedTuple):
     inches: float
     font: float = 10
     narrow: bool = False
-    opaque: bool = False
 
 
-FILE = Canvas(8.0, opaque=True)
 WIDE = Canvas(9.6, font=11)
 NARROW = Canvas(4.8, font=11, narrow=True)
 """For a phone: 346 units wide, panels below each other."""
@@ -95,12 +93,12 @@ def laid_out(figure: "Figure") -> None:
         figure.set_layout_engine("none")
 
 
-def svg(figure: "Figure", canvas: Canvas) -> str:
-    """The figure as a file."""
+def svg(figure: "Figure") -> str:
+    """The figure as text, without a ground."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     laid_out(figure)
-    figure.patch.set(visible=canvas.opaque, facecolor="white")
+    figure.patch.set_visible(False)
     for axis in figure.axes:
         axis.patch.set_visible(False)
     text = StringIO()

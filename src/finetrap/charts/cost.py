@@ -71,7 +71,7 @@ def cost_chart(arms: Sequence[ArmResult], canvas: Canvas, *, queries: int, recom
     laid_out(figure)
     for axis, points in named:
         label_points(axis, points, canvas)
-    return svg(figure, canvas)
+    return svg(figure)
 
 
 def seconds_once(arm: ArmResult) -> float:

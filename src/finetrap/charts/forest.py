@@ -41,4 +41,4 @@ def forest_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
         if kind in kinds
     )
     axis.set_xlabel(f"difference to zero-shot, points (adjusted interval)\n{wrapped(marks, canvas)}")
-    return svg(figure, canvas)
+    return svg(figure)

@@ -69,7 +69,7 @@ def learn_forget_chart(
     laid_out(figure)
     for axis, points in named:
         label_points(axis, points, canvas)
-    return svg(figure, canvas)
+    return svg(figure)
 
 
 def _tasks(retention: Retention) -> tuple[float | None, _Interval]:

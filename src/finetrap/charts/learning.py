@@ -25,4 +25,4 @@ def learning_chart(logs: Mapping[str, Sequence[TrainingLogEntry]], canvas: Canva
     axis.set_xlabel("optimiser step")
     axis.set_ylabel("validation loss, nats a token")
     axis.legend(frameon=False)
-    return svg(figure, canvas)
+    return svg(figure)

@@ -39,4 +39,4 @@ def outcome_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     axis.set_xlim(0, 100)
     axis.set_xlabel("share of answers, %")
     figure.legend(loc="outside upper center", ncols=2 if canvas.narrow else len(TONES), frameon=False)
-    return svg(figure, canvas)
+    return svg(figure)

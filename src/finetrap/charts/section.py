@@ -1,10 +1,10 @@
 """Every chart of a model on a task, with its caption and its text for who does not see it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from finetrap.charts.accuracy import accuracy_chart
-from finetrap.charts.canvas import Canvas, settings
+from finetrap.charts.canvas import WIDE, Canvas, settings
 from finetrap.charts.cost import cost_chart, seconds_once
 from finetrap.charts.forest import forest_chart
 from finetrap.charts.learn_forget import learn_forget_chart
@@ -16,8 +16,9 @@ from finetrap.sections import Section
 from finetrap.words import ends, estimand, in_words, number, percent, points
 
 
-class Chart(NamedTuple):
-    """A chart that can be drawn in several sizes."""
+@dataclass(frozen=True)
+class Chart:
+    """A chart that can be drawn in several sizes, each of them once."""
 
     kind: str
     """Unique in a section; a part of the file's name."""
@@ -25,13 +26,22 @@ class Chart(NamedTuple):
     said: str
     """What is to be seen, in words and numbers, for who does not see it."""
     drawing: Callable[[Canvas], str | None]
+    _drawn: dict[Canvas, str | None] = field(default_factory=dict)
 
     def draw(self, canvas: Canvas) -> str | None:
-        """The chart as SVG; None where there is nothing to draw."""
-        import matplotlib
+        """The chart as SVG without a ground; None where there is nothing to draw."""
+        if canvas not in self._drawn:
+            import matplotlib
 
-        with matplotlib.rc_context(settings(canvas)):
-            return self.drawing(canvas)
+            with matplotlib.rc_context(settings(canvas)):
+                self._drawn[canvas] = self.drawing(canvas)
+        return self._drawn[canvas]
+
+    def file(self) -> str | None:
+        """The same as a file that stands by itself, on white."""
+        drawn = self.draw(WIDE)
+        white = '<rect width="100%" height="100%" fill="#ffffff"/>'
+        return drawn and drawn.replace('<g id="figure_1">', f'{white}\n <g id="figure_1">', 1)
 
     @property
     def alternative(self) -> str:

@@ -33,7 +33,7 @@ def tuning_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
         axis.set_ylabel(name)
         axis.grid(axis="y", color=GRID, linewidth=0.8)
     figure.legend(loc="outside upper center", ncols=3 if canvas.narrow else 6, frameon=False)
-    return svg(figure, canvas)
+    return svg(figure)
 
 
 def curve_of(arm: ArmResult) -> list[TuningCandidate]:

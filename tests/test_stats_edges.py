@@ -1,0 +1,130 @@
+"""Statistics against their formulas written out another way, and at the ends of their ranges."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm, t
+from sklearn.metrics import f1_score
+
+from finetrap import stats
+
+RNG = np.random.default_rng(0)
+SPREAD = (RNG.random((80, 3)) < RNG.random((80, 1))).astype(float)
+"""80 items of all difficulties, 3 seeds."""
+OTHER = (RNG.random((80, 3)) < RNG.random((80, 1))).astype(float)
+
+
+def test_items_are_counted_that_only_one_of_two_arms_gets_right() -> None:
+    a, b = np.array([1.0, 1, 1, 1, 0, 0, 0, 0, 0]), np.array([1.0, 0, 0, 0, 1, 1, 0, 0, 0])
+    assert stats.discordant(a, b) == (3, 2)
+
+
+def test_the_gate_above_the_trivial_arm_is_one_sided_at_five_percent() -> None:
+    # Mid-p one-sided of 4 to 0 is 1/32, of 3 to 0 1/16.
+    trivial = np.zeros(10)
+    ones = [(np.arange(10) < count).astype(float) for count in (3, 4)]
+    assert [stats.beats(column, trivial) for column in ones] == [False, True]
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_limits_of_an_accuracy_put_its_statistic_at_the_critical_value(alpha: float) -> None:
+    n, pool = 80, stats.pool_seeds([SPREAD, OTHER])
+    seeds = stats.difference(SPREAD, np.zeros(n), pool).seed_variance
+    # Items with two more, one right and one wrong; the seed term is the one of a difference to a fixed column.
+    padded = np.append(SPREAD.mean(axis=1), [0.0, 1.0])
+    square = t.isf(alpha / 2, n - 1) ** 2 * padded.var() / (n + 2) + t.isf(alpha / 2, pool.df) ** 2 * seeds
+    design = square / (padded.mean() * (1 - padded.mean()))
+
+    def excess(p: float) -> float:
+        return float((SPREAD.mean() - p) ** 2 - design * p * (1 - p))
+
+    expected = brentq(excess, 0, SPREAD.mean()), brentq(excess, SPREAD.mean(), 1)
+    assert seeds > 0
+    assert stats.accuracy_interval(SPREAD, pool, alpha=alpha) == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_accuracy_without_seeds_has_the_level_that_is_asked_for() -> None:
+    column, pool = SPREAD[:, 0], stats.pool_seeds([SPREAD, OTHER])
+    for alpha in (0.05, 0.2):
+        expected = stats.wilson(float(column.mean()), 80, alpha=alpha)
+        assert stats.accuracy_interval(column, pool, alpha=alpha) == expected
+
+
+def test_an_accuracy_s_interval_ends_at_zero_and_one() -> None:
+    right, pool = np.ones((20, 3)), stats.pool_seeds([SPREAD, OTHER])
+    assert stats.accuracy_interval(right, pool).high == 1
+    assert stats.accuracy_interval(1 - right, pool).low == 0
+
+
+def test_seeds_that_never_differ_are_as_uneven_as_a_pool_that_says_nothing() -> None:
+    right = np.ones((20, 3))
+    assert stats.seed_ratio(right, stats.pool_seeds([right])) == 1
+
+
+def test_an_interval_is_cut_at_zero_only_where_the_test_rejects_and_it_holds_zero() -> None:
+    across, above, below = stats.Interval(-0.1, 0.3), stats.Interval(0.1, 0.3), stats.Interval(-0.3, -0.1)
+    assert stats.sign_only(across, 0.01, True) == ((0, 0.3), True)
+    assert stats.sign_only(across, 0.01, False) == ((-0.1, 0), True)
+    for interval in (above, below):
+        assert stats.sign_only(interval, 0.01, True) == (interval, False)
+    # A test that just reaches its level does not reject.
+    assert stats.sign_only(across, 0.05, True) == (across, False)
+    assert stats.sign_only(across, 0.03, True, alpha=0.02) == (across, False)
+    # 0 at the very end is held.
+    assert stats.sign_only(stats.Interval(0, 0.3), 0.01, True) == ((0, 0.3), True)
+    assert stats.sign_only(stats.Interval(-0.3, 0), 0.01, False) == ((-0.3, 0), True)
+
+
+def test_the_level_of_a_look_is_that_of_the_cut() -> None:
+    found = stats.difference(SPREAD[:, 0], np.zeros(80))
+    wide = found._replace(item_variance=found.centre**2 / 4)
+    assert stats.adjusted(wide, 0.03, 3, alpha=0.05)[1]
+    assert not stats.adjusted(wide, 0.03, 3, alpha=0.02)[1]
+
+
+def test_what_is_needed_solves_for_the_variance_that_decides() -> None:
+    zero, pool = np.zeros(80), stats.pool_seeds([SPREAD, OTHER])
+    now = stats.difference(SPREAD, zero, pool)
+    target = 1.5 * abs(now.delta)
+    arm = stats.components(SPREAD)
+    critical = now.half_width(0.05) / now.standard_error + float(norm.isf(0.2))
+    allowed = (target / critical) ** 2
+    of_items, cell, seed = 80 * now.item_variance, arm.residual, 3 * now.seed_variance
+    item = of_items - cell / 3
+    needed = stats.needed(SPREAD, zero, pool, target=target)
+    assert needed.items == math.ceil(of_items / (allowed - seed / 3))
+    assert needed.seeds == max(2, math.ceil((cell / 80 + seed) / (allowed - item / 80)))
+
+
+def test_two_seeds_are_the_fewest_that_are_planned() -> None:
+    needed = stats.needed(SPREAD, np.zeros(80), stats.pool_seeds([SPREAD, OTHER]), target=0.9)
+    assert needed.seeds == 2
+
+
+def test_no_number_shows_a_difference_of_nothing() -> None:
+    pool = stats.pool_seeds([SPREAD, OTHER])
+    assert stats.needed(SPREAD, OTHER, pool, target=0) == (None, None)
+    assert stats.needed(SPREAD, OTHER, pool, target=-0.1) == (None, None)
+
+
+def test_of_arms_with_two_seeds_both_items_and_seeds_can_be_added() -> None:
+    a, b = SPREAD[:, :2], OTHER[:, :2]
+    needed = stats.needed(a, b, stats.pool_seeds([a, b]), target=0.9)
+    assert needed.items is not None
+    assert needed.seeds == 2
+
+
+def test_an_arm_of_one_column_has_no_seeds_to_add() -> None:
+    pool = stats.pool_seeds([SPREAD, OTHER])
+    assert stats.needed(SPREAD[:, :1], OTHER[:, 0], pool, target=0.3).seeds is None
+    assert stats.needed(SPREAD[:, 0], OTHER[:, 0], pool, target=0.3).seeds is None
+
+
+def test_macro_f1_is_that_of_scikit_learn_and_no_answer_is_no_label() -> None:
+    gold = ["a", "a", "b", "c", "b", "c", "a"]
+    said = ["a", "b", "b", None, "a", "c", "a"]
+    theirs = f1_score(gold, [s or "-" for s in said], labels=["a", "b", "c"], average="macro")
+    assert stats.macro_f1(list(zip(gold, said, strict=True))) == pytest.approx(theirs)
+    assert stats.macro_f1([]) == 0
