@@ -1,8 +1,9 @@
 """Simulate every cell and write bench/results/truth.json.
 
-    PYTHONPATH=bench python -m truth [--only KIND] [--processes N]
+    PYTHONPATH=bench python -m truth [--only KIND] [--processes N] [--keep]
 
-A cell that the file holds is not simulated again, as long as neither finetrap.stats nor this folder changed.
+A cell that the file holds is not simulated again, as long as neither finetrap.stats nor this folder changed. With --keep
+not even then; every cell says by which code it was simulated.
 """
 
 import argparse
@@ -86,31 +87,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Whether finetrap's statistics hold, where the truth is known.")
     parser.add_argument("--only", default="", help="simulate the cells of this kind")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--keep", action="store_true", help="keep cells of older code, which moved no number")
     given = parser.parse_args()
 
     everything = {key(cell.kind, cell.world): cell for cell in cells()}
-    done = _done(everything)
+    done = _done(everything, keep=given.keep)
     missing = [name for name, cell in everything.items() if name not in done and given.only in cell.kind]
     # The quick ones first, so that something of every kind is soon there.
     missing.sort(key=lambda name: everything[name].studies * everything[name].world["n"])
     print(f"{len(everything) - len(missing)} of {len(everything)} cells are there, or not asked for", flush=True)
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for count, (name, row) in enumerate(pool.imap_unordered(simulate_named, missing), start=1):
-            done[name] = row
+            done[name] = {**row, "code": code()}
             write([done[each] for each in everything if each in done])
             print(f"{count} of {len(missing)}: {name}  {row['seconds']} s", flush=True)
     write([done[each] for each in everything if each in done])
     return 0
 
 
-def _done(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _done(names: Iterable[str], *, keep: bool) -> dict[str, dict[str, Any]]:
     if not PATH.is_file():
         return {}
-    written = json.loads(PATH.read_text())
-    if written["versions"] != versions():
-        return {}
-    rows = {key(row["kind"], row["world"]): row for row in written["cells"]}
-    return {name: rows[name] for name in names if name in rows}
+    rows = {key(row["kind"], row["world"]): row for row in json.loads(PATH.read_text())["cells"]}
+    return {name: rows[name] for name in names if name in rows and (keep or rows[name]["code"] == code())}
 
 
 if __name__ == "__main__":

@@ -82,12 +82,12 @@ def _equal() -> Iterator[Cell]:
                 for sd in (0.3, 1, 3):
                     if (accuracy, sd) != (0.02, 3):
                         world = World(n, seeds, (accuracy,) * 6, (sd * POINT,) * 5)
-                        yield _cell("coverage", world, 1000, intervals.measure)
+                        yield _cell("coverage", world, 1000 if n < 1319 else 500, intervals.measure)
     # Arms that differ, with the same sd on the logit scale.
     levels, spread = (0.2, 0.02, 0.1, 0.3, 0.5, 0.9), (0.002, 0.009, 0.018, 0.02, 0.009)
     for n in (400, 1319):
         for seeds in (2, 3):
-            yield _cell("coverage", World(n, seeds, levels, spread), 3000, intervals.measure)
+            yield _cell("coverage", World(n, seeds, levels, spread), 1500, intervals.measure)
 
 
 def _unequal() -> Iterator[Cell]:
@@ -103,12 +103,12 @@ def _unequal() -> Iterator[Cell]:
         (5, (0.5, 0.5, 0.5, 0.5, 3)),
     ):
         stress = max(sds) / min(sds) > (2 if seeds == 2 else 3)
-        for n, studies in ((100, 1500), (400, 2000), (1319, 3000)):
+        for n, studies in ((100, 1000), (400, 1500), (1319, 1500)):
             world = World(n, seeds, (0.5,) * 6, tuple(sd * POINT for sd in sds))
             yield _cell("stress" if stress else "coverage", world, studies, intervals.measure)
     for seeds in (2, 3):
         world = World(1319, seeds, (0.02,) * 5 + (0.5,), (0.003,) * 4 + (0.032,))
-        yield _cell("stress", world, 2000, intervals.measure)
+        yield _cell("stress", world, 1500, intervals.measure)
 
 
 def _families() -> Iterator[Cell]:
@@ -117,7 +117,7 @@ def _families() -> Iterator[Cell]:
         for n in (400, 1319):
             for sd in (1, 3):
                 world = World(n, seeds, (0.3,) * (arms + 1), (sd * POINT,) * arms)
-                yield _cell("null", world, 1500, intervals.measure)
+                yield _cell("null", world, 1500 if n < 1319 else 600, intervals.measure)
 
 
 def _power() -> Iterator[Cell]:
@@ -144,7 +144,7 @@ def _lone(base: float, effect: float, n: int, seeds: int, sd: float) -> Cell:
 def _regret() -> Iterator[Cell]:
     """Arms from the cheapest to the dearest. The best is the dearest: what is cheap is the temptation."""
     flat = (0.30,) * 5
-    for n, studies in ((200, 800), (400, 800), (1319, 800)):
+    for n, studies in ((200, 800), (400, 800), (1319, 500)):
         for accuracy in (
             (0.30, 0.32, 0.33, 0.335, 0.34, 0.345),
             (*flat, 0.325),
@@ -158,9 +158,9 @@ def _regret() -> Iterator[Cell]:
         yield _cell("regret", floor, studies, regret.measure)
     for n in (400, 1319):
         for seeds in (2, 3, 5):
-            yield _cell("regret", World(n, seeds, (*flat, 0.325), (0.02,) * 5), 800, regret.measure)
+            yield _cell("regret", World(n, seeds, (*flat, 0.325), (0.02,) * 5), 500, regret.measure)
             unequal = (POINT,) * 4 + (0.03,)
-            yield _cell("regret", World(n, seeds, (*flat, 0.325), unequal), 800, regret.measure)
+            yield _cell("regret", World(n, seeds, (*flat, 0.325), unequal), 500, regret.measure)
     for arms in (3, 9):
         lead = World(1319, 3, (0.30,) * (arms - 1) + (0.325,), (POINT,) * (arms - 1))
         yield _cell("regret", lead, 500, regret.measure)
@@ -186,13 +186,13 @@ def _drawn(number: int) -> Iterator[tuple[float, ...]]:
 def _beside() -> Iterator[Cell]:
     """What the comparison also claims to stand: clusters, several answers an item, seeds in common, plans, looks."""
     five = (POINT,) * 5
-    yield _cell("clusters", World(400, 3, (0.3,) * 6, five, cluster=5), 2000, intervals.measure)
-    yield _cell("clusters", World(1319, 3, (0.3,) * 6, five, cluster=20), 1500, intervals.measure)
+    yield _cell("clusters", World(400, 3, (0.3,) * 6, five, cluster=5), 1000, intervals.measure)
+    yield _cell("clusters", World(1319, 3, (0.3,) * 6, five, cluster=20), 1000, intervals.measure)
     yield _cell("samples", World(400, 3, (0.3,) * 6, five, samples=4), 1500, intervals.measure)
     yield _cell("samples", World(100, 2, (0.02,) * 6, (0.003,) * 5, samples=8), 1500, intervals.measure)
-    yield _cell("seed_correlation", World(400, 3, (0.3,) * 6, (0.03,) * 5, correlation=0.5), 2000, intervals.measure)
-    yield _cell("seed_correlation", World(1319, 3, (0.3,) * 6, (0.02,) * 5, correlation=0.5), 2000, intervals.measure)
-    yield _cell("seed_correlation", World(1319, 3, (0.3,) * 6, (0.02,) * 5, correlation=0.9), 2000, intervals.measure)
+    yield _cell("seed_correlation", World(400, 3, (0.3,) * 6, (0.03,) * 5, correlation=0.5), 1000, intervals.measure)
+    yield _cell("seed_correlation", World(1319, 3, (0.3,) * 6, (0.02,) * 5, correlation=0.5), 1000, intervals.measure)
+    yield _cell("seed_correlation", World(1319, 3, (0.3,) * 6, (0.02,) * 5, correlation=0.9), 1000, intervals.measure)
     yield _cell("plan", World(400, 3, (0.3,) * 5 + (0.35,), five), 600, extras.plan)
     yield _cell("plan", World(400, 3, (0.3,) * 5 + (0.4,), (0.02,) * 5), 600, extras.plan)
     yield _cell("plan", World(1319, 3, (0.3,) * 5 + (0.35,), (0.02,) * 5), 600, extras.plan)
@@ -207,7 +207,7 @@ def _artifact() -> Iterator[Cell]:
         for discordant in (0.004, 0.02, 0.1, 0.26, 0.4):
             for share in (0, 0.5):
                 shown = {"n": n, "discordant": discordant, "delta": discordant * share}
-                yield Cell("artifact", shown, 20_000, partial(_checkpoint, shown))
+                yield Cell("artifact", shown, 5_000, partial(_checkpoint, shown))
 
 
 def _checkpoint(shown: dict[str, Any], number: int, generator: np.random.Generator) -> dict[str, Any]:

@@ -49,8 +49,12 @@ def _head(file: dict[str, Any]) -> str:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in file["versions"].items() if name != "code")
     minutes = f"{file['seconds'] / 60:.0f} minutes of one core"
+    older = sum(row["code"] != file["versions"]["code"] for row in file["cells"])
+    kept = f" {older} of the cells are of older code, whose changes since moved none of their numbers." if older else ""
     said = f"{len(file['cells'])} cells, {sum(row['studies'] for row in file['cells']):,} studies, {minutes}."
-    return f"{table(('', 'required', 'found'), rows)}\n\n{said} {file['date'][:10]}, {file['machine']}; {versions}."
+    return (
+        f"{table(('', 'required', 'found'), rows)}\n\n{said} {file['date'][:10]}, {file['machine']}; {versions}.{kept}"
+    )
 
 
 def _of(rows: Iterable[Row], kind: str, choose: Callable[[Row], bool] = lambda row: True) -> list[Row]:
