@@ -2,8 +2,8 @@
 
     PYTHONPATH=bench python -m truth [--only KIND] [--processes N] [--keep]
 
-A cell that the file holds is not simulated again, as long as neither finetrap.stats nor this folder changed. With --keep
-not even then; every cell says by which code it was simulated.
+A cell that the file holds is not simulated again, as long as neither finetrap.stats nor this folder changed. With
+--keep not even then; every cell says by which code it was simulated.
 """
 
 import argparse
