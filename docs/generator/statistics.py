@@ -1,7 +1,7 @@
 """What the simulation found: the tables of the page on statistics. Without its file they are empty."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,15 @@ def statistics_blocks(path: Path = TRUTH) -> dict[str, str]:
         "ceilings": _ceilings,
         "looks": _looks,
     }
-    return {name: maker(file["cells"]) if file else "" for name, maker in makers.items()}
+    return {name: _made(maker, file["cells"]) if file else "" for name, maker in makers.items()}
+
+
+def _made(maker: Callable[[Sequence[Row]], str], rows: Sequence[Row]) -> str:
+    """A table; empty while the simulation has not come to all of its cells."""
+    try:
+        return maker(rows)
+    except (ValueError, ZeroDivisionError, IndexError, KeyError, StopIteration):
+        return ""
 
 
 def _head(file: dict[str, Any]) -> str:
