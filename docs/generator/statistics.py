@@ -1,7 +1,7 @@
 """What the simulation found: the tables of the page on statistics. Without its file they are empty."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
