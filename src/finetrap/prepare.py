@@ -30,7 +30,6 @@ from finetrap.size import Size, fit, seconds_of
 from finetrap.store import Store
 from finetrap.tune import Search, search_of, tuning_of
 
-
 LONGEST = 20
 """Questions in front of which shots are tried for room: those of the most characters."""
 
