@@ -1,10 +1,10 @@
 """Mutants of what decides a verdict, and which of them the tests notice. Writes bench/results/mutation.json.
 
-    python bench/mutation.py [--only stats] [--digits 37]
+    python bench/mutation.py [--only stats --only versus] [--digits 37]
 
 mutmut changes one thing at a time (an operator, a number, an argument) in the modules that `[tool.mutmut]` of
 pyproject.toml names, and runs the tests there that call the function. It keeps what it has done in mutants/, and does
-again what changed.
+again what changed. A module of which not all mutants were run is a sample: the file has their number.
 """
 
 import argparse
@@ -25,9 +25,8 @@ SURVIVED = (0, 5, 33)
 """Exit codes of mutmut: the tests passed, or none calls the function. All others are a failure, a hang or a crash."""
 
 
-def _patterns(only: str | None, digits: str) -> list[str]:
-    name = f"finetrap.{only}.*" if only else "finetrap.*"
-    return [f"{name}__mutmut_*{digit}" for digit in digits] if digits else [name]
+def _patterns(only: Sequence[str], digits: str) -> list[str]:
+    return [f"finetrap.{name}.*__mutmut_*{digit}" for name in only or ("*",) for digit in digits or ("",)]
 
 
 def _changes(mutant: str) -> list[str]:
@@ -41,9 +40,11 @@ def _mutmut() -> str:
 
 
 def _module(meta: Path) -> dict[str, Any]:
-    codes = {name: code for name, code in json.loads(meta.read_text())["exit_code_by_key"].items() if code is not None}
+    every = json.loads(meta.read_text())["exit_code_by_key"]
+    codes = {name: code for name, code in every.items() if code is not None}
     survivors = [name for name, code in codes.items() if code in SURVIVED]
     return {
+        "mutants": len(every),
         "killed": len(codes) - len(survivors),
         "survived": len(survivors),
         "share": round((len(codes) - len(survivors)) / len(codes), 4) if codes else None,
@@ -54,7 +55,9 @@ def _module(meta: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the mutants, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="a module or package of finetrap, as stats or recommend")
+    parser.add_argument(
+        "--only", action="append", default=[], help="a module or package of finetrap, as stats or recommend"
+    )
     parser.add_argument("--digits", default="", help="a sample: mutants whose number ends in one of these digits")
     parser.add_argument("--processes", default="2")
     given = parser.parse_args(arguments)
@@ -71,14 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": processor(),
         "tool": f"mutmut {version('mutmut')}",
-        "sample": len(given.digits) / 10 if given.digits else 1.0,
         "share": round(killed / (killed + survived), 4),
         "modules": modules,
     }
     path = ROOT / "bench" / "results" / "mutation.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     for name, module in modules.items():
-        print(f"{name:24} {module['share']:7.1%} of {module['killed'] + module['survived']}")
+        print(f"{name:24} {module['share']:7.1%} of {module['killed'] + module['survived']} of {module['mutants']}")
     print(f"{'all':24} {result['share']:7.1%} of {killed + survived}")
 
 

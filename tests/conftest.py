@@ -34,6 +34,9 @@ from finetrap.store import Store  # noqa: E402
 from finetrap.study import run  # noqa: E402
 from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
 
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 # `make mutation` runs them thousands of times: fewer examples, always the same, on a machine however busy.
 hypothesis.settings.register_profile("mutation", max_examples=25, derandomize=True, deadline=None, database=None)
 

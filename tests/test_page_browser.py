@@ -250,7 +250,7 @@ for (const chart of document.querySelectorAll("svg.chart")) {
   const texts = [...chart.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
   for (const [words, box] of texts) {
     if (box.left < -1 || box.right > document.documentElement.clientWidth + 1) cut.push(["beyond the page", words]);
-    if (box.height && Math.min(box.height, box.width) < 8) cut.push(["too small", words]);
+    if (box.height < 11) cut.push(["too small", words]);
   }
   for (const [i, [words, a]] of texts.entries())
     for (const [others, b] of texts.slice(i + 1))

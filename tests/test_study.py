@@ -262,7 +262,7 @@ def test_what_compare_did_is_done_for_a_study_file_with_the_same_study(
     path = study_file(tmp_path, tiny_folder, arms=["few_shot:shots=1", "lora:rank=2"], limit_retention=None)
     assert called(capsys, "run", path, "--out", out).code == 0
     assert contents(out / "trials") == before
-    assert len(rows_in(out)) == 8
+    assert len(rows_in(out)) == 12
 
 
 def test_python_and_the_command_line_give_the_same_records(
@@ -292,7 +292,7 @@ def test_options_stand_in_for_what_the_file_says(
     options = ["--arm", "few_shot:shots=2", "--limit-test", 12, "--seeds", 2]
     done = called(capsys, "run", path, "--out", tmp_path / "out", "--json", *options)
     shown = {arm["arm"]: (arm["n_test"], arm["seeds"]) for arm in json.loads(done.out)["arms"]}
-    assert shown == {"constant": (12, [0]), "zero_shot": (12, [0]), "few_shot": (12, [0, 1])}
+    assert shown == {"constant": (12, [0]), "zero_shot": (12, [0]), "few_shot": (12, [0, 1, 2, 3, 4])}
 
 
 def test_the_default_folder_is_named_by_the_study(
@@ -321,10 +321,10 @@ def test_every_seed_is_a_trial_of_its_own(seeded: Ran) -> None:
     assert {arm.arm: arm.seeds for arm in results.arms} == {
         "constant": (0,),
         "zero_shot": (0,),
-        "few_shot": (0, 1),
+        "few_shot": (0, 1, 2, 3, 4),
         "lora": (0, 1),
     }
-    assert len(rows_in(out)) == 6
+    assert len(rows_in(out)) == 9
 
 
 def test_accuracy_is_the_mean_over_seeds_and_items_are_counted_once(seeded: Ran) -> None:
@@ -361,7 +361,7 @@ def test_status_counts_what_is_done_and_left(
     done = called(capsys, "status", out)
     assert done.code == 0
     assert done.out.endswith(f"2 done, 0 running, 0 failed, 1 left in {out}\n")
-    assert "left     lora             seed 0  arc_easy     1/2 evaluations" in done.out
+    assert "left     lora             seed 0   arc_easy     1/2 evaluations" in done.out
 
 
 def test_status_as_json_is_json(arc_easy: Ran, capsys: pytest.CaptureFixture[str]) -> None:

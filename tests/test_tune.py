@@ -269,7 +269,7 @@ def test_prompts_are_tuned_on_the_same_items_with_a_loss_of_their_own(tuned: Tun
 def test_tuning_reads_validation_items_and_never_test(tuned: Tuned) -> None:
     splits = load_splits(get_task("arc_easy"), limit_train=24, limit_validation=10)
     validation = {example.id for example in splits.validation}
-    for planned in tuned.plan.candidates:
+    for planned in (planned for name in TUNED for planned in tuned.candidates(name)):
         (asked,) = planned.evaluations
         assert asked.purpose == "validation"
         assert {row.id for row in tuned.store.rows(planned.trial, asked)} == validation

@@ -87,7 +87,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Whether finetrap's statistics hold, where the truth is known.")
     parser.add_argument("--only", default="", help="simulate the cells of this kind")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="keep cells of older code, which moved no number")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep cells of older code, where what changed moves no number"
+    )
     given = parser.parse_args()
 
     everything = {key(cell.kind, cell.world): cell for cell in cells()}

@@ -30,6 +30,9 @@ from finetrap.size import Size, fit, seconds_of
 from finetrap.store import Store
 from finetrap.tune import Search, search_of, tuning_of
 
+LONGEST = 20
+"""Questions in front of which shots are tried for room: those of the most characters."""
+
 
 class Prepared(NamedTuple):
     """A study checked and planned; nothing is written yet."""
@@ -196,7 +199,8 @@ def _shots_fit(study: Study, items: TaskItems, encoder: Encoder, context: int, s
     try:
         for seed, examples in {**asked, TUNING_SEED: items.splits.validation}.items():
             solved = draw_shots(items.splits, shots, seed)
-            encoder.check_fits(examples, solved, limit=context, model="")
+            longest = sorted(examples, key=lambda example: len(example.asked))[-LONGEST:]
+            encoder.check_fits(longest, solved, limit=context, model="")
     except StudyError:
         return False
     return True

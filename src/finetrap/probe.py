@@ -11,7 +11,7 @@ from finetrap.method import Method
 from finetrap.models import LoadedModel
 from finetrap.plan import SHARE_OF_PEAK, TaskItems, tokens_of
 
-EXAMPLES = 8
+EXAMPLES = 4
 NEW_TOKENS = 16
 
 

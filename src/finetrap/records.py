@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -60,6 +61,11 @@ def digest(value: object) -> str:
 
 def items_digest(examples: Iterable[Example]) -> str:
     """SHA-256 of examples: their ids and all that they say, in order."""
+    return _items_digest(tuple(examples))
+
+
+@lru_cache(maxsize=64)  # every trial of a study names the same few sets
+def _items_digest(examples: tuple[Example, ...]) -> str:
     # Only where there are any: what was recorded before conversations came keeps its key.
     return digest(
         [

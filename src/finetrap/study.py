@@ -1,6 +1,8 @@
 """Run a study: plan, execute what is missing, keep records, answer."""
 
 import gc
+import signal
+import threading
 import traceback
 from collections.abc import Sequence
 from functools import partial
@@ -237,7 +239,23 @@ def _run_one(study: Study, prepared: Prepared, planned: Planned, loaded: LoadedM
             store.save_failure(trial, failure)
             reporter.say(f"failed  {_title(planned)}: {failure.error}")
     if is_trained(trial.method):
-        gc.collect()  # a wrapped model holds itself in cycles, and memory is what limits the next one
+        _collect_garbage()  # a wrapped model holds itself in cycles, and memory is what limits the next one
+
+
+def _collect_garbage() -> None:
+    """Collect garbage. An interrupt meanwhile is raised afterwards: one within a finaliser would be lost."""
+    interrupted = threading.Event()
+    python_handles = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not python_handles or threading.current_thread() is not threading.main_thread():
+        gc.collect()
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
+    try:
+        gc.collect()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) -> None:

@@ -37,7 +37,7 @@ def ends(interval: tuple[float, float]) -> str:
 
 def estimand(versus: VersusZeroShot) -> tuple[Literal["recipe", "artifact"], Recipe | Artifact]:
     """What the verdict is about: the way of adapting over seeds where that is known, else the first checkpoint."""
-    return ("artifact", versus.artifact) if versus.recipe is None else ("recipe", versus.recipe)
+    return "artifact" if versus.recipe is None else "recipe", versus.decisive
 
 
 def in_words(arm: ArmResult) -> str | None:

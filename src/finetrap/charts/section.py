@@ -57,8 +57,8 @@ def charts_of(section: Section) -> list[Chart]:
     return [
         Chart(
             "forest",
-            "Difference of each arm to the untouched model, with the interval that holds for all arms at once: the "
-            "gain or harm is read from it. Differences in the shaded band, the margin, would not change the choice.",
+            "Difference of each arm to the untouched model, with the interval that holds for all arms at once: "
+            "a gain or harm is read from it. Differences in the shaded band, the margin, would not change the choice.",
             _listed(line for arm in arms if (line := in_words(arm))),
             lambda canvas: forest_chart(arms, canvas),
         ),
