@@ -1,15 +1,16 @@
 """Which trials a study has, what names them, and what of them is still to be done."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from finetrap.config import ModelSpec, Study
 from finetrap.models import find
-from finetrap.plan import TaskItems, estimate, load_tasks, missing, plan
+from finetrap.plan import Estimate, TaskItems, estimate, examples_of, load_tasks, missing, plan
 from finetrap.records import Evaluation, EvaluationRecord, ItemRow, Planned, Trial
 from finetrap.store import Store
+from finetrap.task import Example
 
 Planner = Callable[..., list[Planned]]
 
@@ -277,3 +278,57 @@ def test_what_is_done_is_estimated_to_take_nothing(planned: Planner, tmp_path: P
     for evaluation in lora.evaluations:
         _save(store, lora.trial, evaluation)
     assert estimate(study, lora, items, store, flops=1e9) == (0.0, 0)
+
+
+Left = Callable[..., Estimate]
+
+
+@pytest.fixture
+def left(planned: Planner, tmp_path: Path, tiny_folder: Path) -> Left:
+    """What an arm takes of a machine that is so slow that no trial ends within a second."""
+
+    def of(arm: str, *, task: str = "arc_easy", flops: float = 1.0, dtype: str = "float32") -> Estimate:
+        values = {"tasks": task, "limit_train": 16, "limit_test": 10, "retention": []}
+        study = Study.model_validate({"models": str(tiny_folder), "arms": [arm], **values})
+        trial = next(p for p in planned(arms=[arm], dtype=dtype, **values) if p.trial.arm == arm.partition(":")[0])
+        return estimate(study, trial, load_tasks(study)[task], Store(tmp_path), flops=flops)
+
+    return of
+
+
+def _tokens(examples: Sequence[Example]) -> float:
+    """Four characters are a token, and every example has five more."""
+    return sum(5 + len(e.question + "".join(e.choices or (e.reference,))) / 4 for e in examples)
+
+
+def test_questions_take_two_operations_a_weight_and_token_at_half_of_the_peak(
+    left: Left, tiny_folder: Path, planned: Planner
+) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "arc_easy", "limit_train": 16, "limit_test": 10})
+    items = load_tasks(study)["arc_easy"]
+    (target,) = asked_of(planned(), "few_shot")
+    weights = planned()[0].trial.model.parameters
+    asked = left("few_shot", flops=10.0)
+    assert asked.seconds == pytest.approx(2 * weights * _tokens(examples_of(study, items, target)) / 5)
+    assert asked.disk_bytes == 0
+    # Training reads forwards and backwards, which is three times as much, once an epoch; validation four times.
+    trained = left("lora:epochs=2", flops=10.0)
+    further = 6 * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
+    assert trained.seconds - asked.seconds == pytest.approx(2 * weights * further / 5)
+
+
+def test_a_full_model_takes_all_its_weights_on_disk_and_an_adapter_a_tenth(left: Left, planned: Planner) -> None:
+    weights = planned()[0].trial.model.parameters
+    assert left("full").disk_bytes == 4 * weights
+    assert left("full", dtype="bfloat16").disk_bytes == 2 * weights
+    assert left("lora").disk_bytes == 4 * weights // 10
+
+
+def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(left: Left, planned: Planner) -> None:
+    plain, shown = (left(f"few_shot:shots={shots}", task="gsm8k").seconds for shots in (1, 5))
+    assert left("constant", task="gsm8k").seconds == 1
+    weights = planned()[0].trial.model.parameters
+    (asked,) = {p.evaluations[0].max_new_tokens for p in planned(tasks="gsm8k") if p.trial.arm == "few_shot"}
+    # A token that is written costs one and a half that are read; each of 10 questions.
+    assert plain > 4 * weights * 10 * 1.5 * asked
+    assert shown > plain
