@@ -263,8 +263,45 @@ def test_over_seeds_the_bound_is_that_of_recipes_and_seeds_may_decide() -> None:
     room = 0.02 + (900 - 882) / 1200
     seeds = stats.needed(tables["full"], tables["lora"], pool, target=room, alpha=0.1).seeds
     assert seeds
-    assert f"bout {seeds} seeds would decide" in found.next_step
-    assert "--seeds" in found.next_step
+    assert found.next_step == (
+        f"About {seeds} seeds would decide if the scores stay as they are (now 400 items): raise --seeds; or accept a "
+        f"wider margin."
+    )
+
+
+def seeded(rng: np.random.Generator, accuracy: float, sd: float) -> Scored:
+    """Three seeds of an arm, each a little better or worse than the others."""
+    difficulty = rng.random((N, 1)) + rng.normal(0, 0.1, (N, 3))
+    return Scored((difficulty < accuracy + rng.normal(0, sd, (1, 3))).astype(float))
+
+
+@pytest.mark.parametrize("seed", [2, 3, 6])  # neither, items, items
+def test_what_would_decide_between_recipes_is_said_of_items_and_of_seeds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arms = {"lora": seeded(rng, 0.75, 0.004), "full": seeded(rng, 0.74, 0.004)}
+    found = recommended(arms)
+    assert found.method == "undecided"
+    tables = {"lora": arms["lora"].table, "full": arms["full"].table}
+    leader = found.leader or ""
+    (other,) = set(tables) - {leader}
+    pool = pool_of({"constant": right(40), "zero_shot": right(120), **arms})
+    room = 0.02 + float(tables[leader].mean() - tables[other].mean())
+    items, seeds = stats.needed(tables[other], tables[leader], pool, target=room, alpha=0.1)
+    by_items = f"about {-(-items // 100) * 100:,} test items" if items else ""
+    by_seeds = f"about {seeds} seeds" if seeds else ""
+    options = " or ".join(option for number, option in ((items, "--limit-test"), (seeds, "--seeds")) if number)
+    kept = ", which re-uses the weights that are kept" if items else ""
+    ways = " or ".join(way for way in (by_items, by_seeds) if way)
+    expected = (
+        f"{ways} would decide if the scores stay as they are (now 400 items): "
+        f"raise {options}{kept}; or accept a wider margin."
+    ).capitalize()
+    if not options:
+        expected = (
+            "Neither more test items nor more seeds alone would decide: raise --limit-test and --seeds, or accept a "
+            "wider margin."
+        )
+    assert found.next_step == expected
 
 
 def test_a_checkpoint_among_recipes_is_said_to_be_one() -> None:
