@@ -1,15 +1,27 @@
 """Which trials a study has, what names them, and what of them is still to be done."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from finetrap.config import ModelSpec, Study
 from finetrap.models import find
-from finetrap.plan import TaskItems, estimate, load_tasks, missing, plan
+from finetrap.plan import (
+    Estimate,
+    TaskItems,
+    estimate,
+    examples_of,
+    load_tasks,
+    measured_flops,
+    missing,
+    plan,
+    task_record,
+)
 from finetrap.records import Evaluation, EvaluationRecord, ItemRow, Planned, Trial
 from finetrap.store import Store
+from finetrap.task import Example
 
 Planner = Callable[..., list[Planned]]
 
@@ -277,3 +289,104 @@ def test_what_is_done_is_estimated_to_take_nothing(planned: Planner, tmp_path: P
     for evaluation in lora.evaluations:
         _save(store, lora.trial, evaluation)
     assert estimate(study, lora, items, store, flops=1e9) == (0.0, 0)
+
+
+Left = Callable[..., Estimate]
+
+
+@pytest.fixture
+def left(planned: Planner, tmp_path: Path, tiny_folder: Path) -> Left:
+    """What an arm takes of a machine that is so slow that no trial ends within a second."""
+
+    def of(arm: str, *, task: str = "arc_easy", flops: float = 1.0, dtype: str = "float32") -> Estimate:
+        values = {"tasks": task, "limit_train": 16, "limit_test": 10, "retention": []}
+        study = Study.model_validate({"models": str(tiny_folder), "arms": [arm], **values})
+        trial = next(p for p in planned(arms=[arm], dtype=dtype, **values) if p.trial.arm == arm.partition(":")[0])
+        return estimate(study, trial, load_tasks(study)[task], Store(tmp_path), flops=flops)
+
+    return of
+
+
+def _tokens(examples: Sequence[Example]) -> float:
+    """Four characters are a token, and every example has five more."""
+    return sum(5 + len(e.question + "".join(e.choices or (e.reference,))) / 4 for e in examples)
+
+
+def test_questions_take_two_operations_a_weight_and_token_at_half_of_the_peak(
+    left: Left, tiny_folder: Path, planned: Planner
+) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "arc_easy", "limit_train": 16, "limit_test": 10})
+    items = load_tasks(study)["arc_easy"]
+    (target,) = asked_of(planned(), "few_shot")
+    weights = planned()[0].trial.model.parameters
+    asked = left("few_shot", flops=10.0)
+    assert asked.seconds == pytest.approx(2 * weights * _tokens(examples_of(study, items, target)) / 5)
+    assert asked.disk_bytes == 0
+    # Training reads forwards and backwards, which is three times as much, once an epoch; validation four times.
+    trained = left("lora:epochs=2", flops=10.0)
+    further = 6 * _tokens(items.splits.train) + 4 * _tokens(items.splits.validation)
+    assert trained.seconds - asked.seconds == pytest.approx(2 * weights * further / 5)
+
+
+def test_a_full_model_takes_all_its_weights_on_disk_and_an_adapter_a_tenth(left: Left, planned: Planner) -> None:
+    weights = planned()[0].trial.model.parameters
+    assert left("full").disk_bytes == 4 * weights
+    assert left("full", dtype="bfloat16").disk_bytes == 2 * weights
+    assert left("lora").disk_bytes == 4 * weights // 10
+
+
+def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(
+    left: Left, tiny_folder: Path, planned: Planner
+) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "gsm8k", "limit_train": 16, "limit_test": 10})
+    items = load_tasks(study)["gsm8k"]
+    target = asked_of(planned(tasks="gsm8k"), "few_shot")[0]
+    weights = planned()[0].trial.model.parameters
+    # A token that is written costs one and a half that are read.
+    shown = 5 * 10 * _tokens(items.splits.train) / len(items.splits.train)
+    tokens = _tokens(examples_of(study, items, target)) + 10 * 1.5 * target.max_new_tokens + shown
+    assert left("few_shot:shots=5", task="gsm8k").seconds == pytest.approx(4 * weights * tokens)
+    # The trivial answer is not generated.
+    assert left("constant", task="gsm8k").seconds == 1
+
+
+def test_replayed_text_is_trained_on_too(left: Left) -> None:
+    (none, half, most), asked = (left(f"lora:replay={r}").seconds for r in (0.0, 0.5, 0.75)), left("few_shot").seconds
+    # Half of what is trained on is replayed: twice as much in all; and validation is not read more often.
+    assert most - none == pytest.approx(3 * (half - none))
+    assert half - none < none - asked
+
+
+def test_what_a_report_says_of_a_task_is_written_down(tiny_folder: Path) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": ["arc_easy", "gsm8k"], "limit_train": 16})
+    tasks = load_tasks(study)
+    choice, sums = (task_record(study, tasks[name]) for name in ("arc_easy", "gsm8k"))
+    assert (choice.train, choice.validation, choice.test_available) == (16, 10, 2376)
+    assert (sums.train, sums.validation, sums.test_available) == (16, 10, 1319)
+    assert (sums.rule, sums.states_format) == (study.task("gsm8k").rule, True)
+    for record in (choice, sums):
+        assert (record.test_carved, record.near_overlap, record.classes) == (False, 0, ())
+
+
+def test_rows_of_the_user_s_own_are_looked_at_for_near_duplicates(tiny_folder: Path, tmp_path: Path) -> None:
+    def rows(name: str, texts: list[str]) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"prompt": text, "answer": "1"}) + "\n" for text in texts))
+        return str(path)
+
+    animals = ("cats", "dogs", "ants", "crabs", "hens", "snails")
+    said = [f"How many legs do {n} {animal} have, if none of them is hurt?" for n in range(2, 9) for animal in animals]
+    others = [
+        f"A {animal[:-1]} sleeps twice as long as its sister, who sleeps 3 hours; how long?" for animal in animals
+    ]
+    further = [f"What is the price of {n} apples at {n} cents each, in cents?" for n in range(3, 8)]
+    own = {"train": rows("train.jsonl", said), "test": rows("test.jsonl", [said[0].upper(), *others, *further])}
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": [{**own, "score": "number"}]})
+    (items,) = load_tasks(study).values()
+    record = task_record(study, items)
+    assert (record.near_overlap, record.test_available, record.test_carved) == (1, 12, False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_machine_s_speed_is_a_number(dtype: str) -> None:
+    assert 0 < measured_flops(dtype=dtype, device="cpu") < 1e18

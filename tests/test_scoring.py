@@ -184,6 +184,14 @@ def test_a_short_stutter_is_not_degenerate():
     assert not is_degenerate("The answer is 7" + "." * 30)
 
 
+@pytest.mark.parametrize(("loop", "least"), [(".", 40), ("ab", 40), ("abcdefghij", 40), ("abcdefghijkl", 48)])
+def test_a_loop_is_four_times_its_piece_and_forty_characters(loop, least):
+    text = loop * 40
+    assert is_degenerate(text[:least])
+    assert not is_degenerate(text[: least - 1])
+    assert is_degenerate("Said once: " + text[:least])
+
+
 def test_a_loop_that_the_text_leaves_is_not_degenerate():
     assert not is_degenerate("again and " * 20 + "then it stopped: 42")
 

@@ -128,3 +128,34 @@ def test_macro_f1_is_that_of_scikit_learn_and_no_answer_is_no_label() -> None:
     theirs = f1_score(gold, [s or "-" for s in said], labels=["a", "b", "c"], average="macro")
     assert stats.macro_f1(list(zip(gold, said, strict=True))) == pytest.approx(theirs)
     assert stats.macro_f1([]) == 0
+
+
+def test_equivalence_is_the_interval_of_twice_the_level_within_the_margin() -> None:
+    up = stats.difference(SPREAD[:, 0], OTHER[:, 0])._replace(centre=0.01)
+    for found, end in ((up, up.interval(0.1).high), (up._replace(centre=-0.01), up.interval(0.1).high)):
+        assert stats.equivalent(found, end * (1 + 1e-9), alpha=0.05)
+        assert not stats.equivalent(found, end * (1 - 1e-9), alpha=0.05)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_the_mean_over_tasks_has_the_variances_of_its_parts(alpha: float) -> None:
+    parts, scales = [SPREAD[:, 0] - SPREAD[:, 1], (OTHER[:, 0] - OTHER[:, 2])[:50]], [1.25, 4 / 3]
+    # Each with two more items, +1 and -1; the mean is the observed one.
+    variances = [np.append(d, [1.0, -1.0]).var() / (len(d) + 2) for d in parts]
+    mean = np.mean([d.mean() * s for d, s in zip(parts, scales, strict=True)])
+    half = norm.isf(alpha / 2) * math.sqrt(sum(v * s**2 for v, s in zip(variances, scales, strict=True))) / 2
+    assert stats.mean_interval(parts, scales, alpha=alpha) == pytest.approx((mean - half, mean + half))
+
+
+def test_the_mean_over_tasks_takes_a_scale_a_task() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        stats.mean_interval([SPREAD[:, 0] - OTHER[:, 0]], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_the_interval_of_a_ratio_is_the_delta_method_s(alpha: float) -> None:
+    x = RNG.integers(300, 700, size=9).astype(float)
+    y = 0.1 * x + RNG.normal(0, 20, size=9)
+    ratio, (s_x, s_xy), (_, s_y) = y.sum() / x.sum(), *np.cov(x, y)
+    half = t.isf(alpha / 2, 8) * math.sqrt((s_y + ratio**2 * s_x - 2 * ratio * s_xy) / 9) / x.mean()
+    assert stats.ratio_interval(y, x, alpha=alpha) == pytest.approx((ratio - half, ratio + half))

@@ -163,3 +163,73 @@ def test_pairs_are_recipes_where_both_have_seeds() -> None:
     checkpoint = found["b", "mine"]
     assert (checkpoint.estimand, checkpoint.verdict, checkpoint.p_adjusted) == ("artifact", "harm", None)
     assert checkpoint.delta == pytest.approx(-100 / N)
+
+
+def test_without_a_trivial_arm_the_floor_is_nothing_right() -> None:
+    arms = {"zero_shot": _arm(0), "a": _arm(3)}
+    assert versus_zero_shot(arms, margin=0.02)["a"].verdict == "floor"
+    assert versus_zero_shot({"zero_shot": _arm(180), "a": _arm(280)}, margin=0.02)["a"].verdict == "gain"
+
+
+def test_a_family_without_arms_or_without_its_reference_has_no_verdicts() -> None:
+    assert versus_zero_shot({"zero_shot": _arm(10)}, margin=0.02) == {}
+    assert versus_zero_shot({"a": _arm(10)}, margin=0.02) == {}
+
+
+def test_a_checkpoint_keeps_its_sign_by_its_own_seed() -> None:
+    first, second = _arm(280).table, _arm(100).table
+    both = np.concatenate([first, second], axis=1)
+    zero = _arm(180).table
+    # By the strict rule its first seed gains, and the mean of both is no more than zero-shot.
+    arms = {"zero_shot": Scored(zero, {"strict": zero}), "a": Scored(first, {"strict": both})}
+    assert versus_zero_shot(arms, margin=0.02)["a"].verdict == "gain"
+    arms["a"] = Scored(first, {"strict": both[:, ::-1]})
+    assert versus_zero_shot(arms, margin=0.02)["a"].verdict == "format_only"
+
+
+def test_one_item_more_by_another_rule_is_the_same_sign_and_none_is_not() -> None:
+    zero, arm = _arm(180).table, _arm(280).table
+    found = {
+        count: versus_zero_shot(
+            {"zero_shot": Scored(zero, {"strict": zero}), "a": Scored(arm, {"strict": _arm(count).table})}, margin=0.02
+        )["a"].verdict
+        for count in (179, 180, 181)
+    }
+    assert found == {179: "format_only", 180: "format_only", 181: "gain"}
+
+
+def test_a_reference_with_seeds_is_one_over_its_seeds() -> None:
+    arms = {"lora": _arm(180, 190, 170), "dora": _arm(280, 276, 284)}
+    versus = versus_zero_shot(arms, margin=0.02, reference="lora")
+    assert versus.keys() == {"dora"}
+    expected = stats.difference(arms["dora"].table, arms["lora"].table, pool_of(arms))
+    assert _recipe(versus["dora"]).ci95 == expected.interval(0.05)
+    by_rule = {name: Scored(arm.table, {"strict": arm.table}) for name, arm in arms.items()}
+    assert versus_zero_shot(by_rule, margin=0.02, reference="lora")["dora"].verdict == "gain"
+    swapped = {"lora": Scored(arms["lora"].table, {"strict": arms["dora"].table})}
+    swapped["dora"] = Scored(arms["dora"].table, {"strict": arms["lora"].table})
+    assert versus_zero_shot(swapped, margin=0.02, reference="lora")["dora"].verdict == "format_only"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("others", [1, 4])
+def test_equivalence_is_shown_at_twice_the_level_of_an_arm(seeds: int, others: int) -> None:
+    same = [180, 181, 179][:seeds]
+    arms = _family(**{f"a{i}": _arm(*same, *([180] * (5 if seeds > 1 else 0))) for i in range(others)})
+    zero, arm = arms["zero_shot"], arms["a0"]
+    level = 2 * 0.05 / others
+    pool = pool_of(arms)
+    if pool is None:
+        ends = stats.tango(*stats.discordant(arm.first, zero.first), N, alpha=level)
+    else:
+        ends = stats.difference(arm.table, zero.table, pool).interval(level)
+    width = max(-ends.low, ends.high)
+    for margin, verdict in ((width * 1.001, "no_difference"), (width * 0.999, "undecided")):
+        assert versus_zero_shot(arms, margin=margin)["a0"].verdict == verdict
+
+
+def test_pairs_that_do_not_differ_are_undecided() -> None:
+    (pair,) = pairs("m", "t", _family(a=_arm(180), b=_arm(182)))
+    assert pair.verdict == "undecided"
+    (apart,) = pairs("m", "t", _family(a=_arm(100), b=_arm(200)))
+    assert (apart.verdict, apart.delta) == ("harm", pytest.approx(-100 / N))

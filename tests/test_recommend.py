@@ -1,0 +1,311 @@
+"""What is recommended, and in which words, from arms whose scores are known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetrap import stats
+from finetrap.config import Study
+from finetrap.recommend import cost_to_own, recommend
+from finetrap.results import ArmCost, ArmResult, Recommendation, Retention, RetentionTask, VersusZeroShot
+from finetrap.versus import Scored, pool_of, versus_zero_shot
+
+N = 400
+TRAINED = ("lora", "full")
+
+
+def right(*counts: int) -> Scored:
+    """Right on its first so many items of 400, by seed."""
+    return Scored(np.stack([(np.arange(N) < count).astype(float) for count in counts], axis=1))
+
+
+def arm_result(name: str, scored: Scored, versus: VersusZeroShot | None, **more: Any) -> ArmResult:
+    """An arm of a model of 1000 weights that reads 90 tokens a query and writes 10."""
+    cost = ArmCost(
+        trainable_params=10 if name in TRAINED else 0,
+        train_tokens=5000 if name in TRAINED else 0,
+        train_seconds=1,
+        eval_seconds=1,
+        tokens_per_second=None,
+        peak_memory_bytes=1,
+        artifact_bytes=1,
+        prompt_tokens_per_query=more.pop("prompt_tokens", 90),
+        output_tokens_per_query=10,
+        shipped_bytes=more.pop("shipped_bytes", None),
+    )
+    values: dict[str, Any] = {
+        "arm": name,
+        "method": name,
+        "model": "m",
+        "params": 1000,
+        "task": "t",
+        "hyperparameters": {},
+        "seeds": tuple(range(scored.table.shape[1])),
+        "n_test": N,
+        "accuracy": float(scored.table.mean()),
+        "ci95": (0.0, 1.0),
+        "accuracy_strict": None,
+        "accuracy_raw": None,
+        "format_rate": None,
+        "vs_zero_shot": versus,
+        "retention": None,
+        "out_of_distribution": (),
+        "cost": cost,
+        "outcomes": {},
+        "truncated_rate": 0.0,
+    }
+    return ArmResult.model_validate({**values, **more})
+
+
+def recommended(
+    scored: dict[str, Scored],
+    *,
+    facts: dict[str, dict[str, Any]] | None = None,
+    incomplete: tuple[str, ...] = (),
+    available: int = 10_000,
+    alpha: float = 0.05,
+    params: int = 1000,
+    **settings: Any,
+) -> Recommendation:
+    """What is recommended of arms with these scores, and with these `facts` by name."""
+    study = Study.model_validate({"models": "m", "tasks": "gsm8k", **settings})
+    scored = {"constant": right(40), "zero_shot": right(120), **scored}
+    versus = versus_zero_shot(scored, margin=study.margin)
+    arms = [
+        arm_result(name, arm, versus.get(name), params=params, **(facts or {}).get(name, {}))
+        for name, arm in scored.items()
+    ]
+    return recommend(study, arms, scored, aligned=True, available=available, incomplete=incomplete, alpha=alpha)
+
+
+def bounds(scored: dict[str, Scored], *, alpha: float = 0.1) -> dict[str, float]:
+    """Regret of these arms and of zero-shot, over items."""
+    tables = {"zero_shot": right(120), **scored}
+    return stats.regret_bounds({name: arm.first for name, arm in tables.items()}, alpha=alpha)
+
+
+def forgot(**changed: Any) -> Retention:
+    values: dict[str, Any] = {
+        "mean": 0.3,
+        "delta": -0.1,
+        "ci95": (-0.2, -0.05),
+        "verdict": "harm",
+        "bits_per_byte": 1.5,
+        "bits_per_byte_delta": 0.25,
+        "tasks": {
+            "hellaswag": RetentionTask(score=0.3, delta=-0.125, ci95=(-0.2, -0.05)),
+            "arc_easy": RetentionTask(score=0.5, delta=0.05, ci95=(0, 0.1)),
+        },
+    }
+    return Retention.model_validate({**values, **changed})
+
+
+def test_the_cheapest_arm_that_is_not_far_behind_is_taken() -> None:
+    arms = {"lora": right(300), "few_shot": right(300)}
+    facts = {"few_shot": {"prompt_tokens": 990}}
+    found = recommended(arms, facts=facts, queries=50)
+    bound = bounds(arms)["lora"]
+    assert (found.method, found.leader, found.model, found.task) == ("lora", "lora", "m", "t")
+    assert (found.confidence, found.regret_upper) == (0.9, pytest.approx(bound))
+    assert (found.estimand, found.dropped, found.prior_advice) == ("artifact", {}, None)
+    assert found.why == (
+        "'lora' is the cheapest to own, over 50 queries, of the arms that lose at most 2.0 points against the best: "
+        f"75.0%, at most {100 * bound:.1f} points behind.",
+        "Above the untouched model beyond doubt: lora +45.0, few_shot +45.0 points.",
+    )
+    assert found.next_step == "Check 'lora' on questions of your own before you ship it."
+    assert recommended(arms, facts=facts, queries=0).method == "few_shot"
+
+
+def test_owning_an_arm_is_training_and_its_queries() -> None:
+    arm = arm_result("lora", right(300), None)
+    # 2 operations a weight and token; a token that is trained on counts three times.
+    assert cost_to_own(arm, queries=7) == 2 * 1000 * (3 * 5000 + 7 * 100)
+
+
+def test_what_harms_is_out_and_its_harm_is_named() -> None:
+    arms = {"lora": right(300), "full": right(60)}
+    found = recommended(arms)
+    assert found.dropped == {"full": "it is 15.0 points below the untouched model on the task"}
+    assert found.why[1] == "'full' is out: it is 15.0 points below the untouched model on the task."
+    assert found.method == "lora"
+
+
+def test_what_forgets_is_out_and_what_it_forgets_is_named() -> None:
+    arms = {"lora": right(300), "full": right(360)}
+
+    def reason(retention: Retention) -> str | None:
+        return recommended(arms, facts={"full": {"retention": retention}}).dropped.get("full")
+
+    assert reason(forgot()) == "it forgets: general text costs +0.25 bits a byte, hellaswag -12.5 points"
+    assert reason(forgot(bits_per_byte_delta=None, chat_format_delta=-0.5)) == (
+        "it forgets: hellaswag -12.5 points, answers that are whole turns in chat -50.0 points"
+    )
+    assert reason(forgot(bits_per_byte_delta=-0.1, chat_format_delta=0.5)) == "it forgets: hellaswag -12.5 points"
+    assert reason(forgot(verdict="undecided")) is None
+    # What is out may be the best: nothing is said to be close to it.
+    found = recommended(arms, facts={"full": {"retention": forgot()}})
+    assert (found.method, found.leader, found.regret_upper) == (
+        "undecided",
+        "lora",
+        pytest.approx(bounds(arms)["lora"]),
+    )
+    assert found.next_step == (
+        "'full' scores higher than 'lora' but is out: mend what does harm in it, and compare again."
+    )
+
+
+def test_what_is_too_large_is_out() -> None:
+    facts = {"lora": {"shipped_bytes": 2_500_000}, "full": {"shipped_bytes": 1_000_000}}
+    found = recommended({"lora": right(300), "full": right(300)}, facts=facts, max_size="1MB")
+    assert found.dropped == {"lora": "its weights take 2 MB as they ship, and 1 MB is the limit"}
+    assert found.method == "full"
+
+
+def test_a_format_that_was_learned_is_no_reason_to_take_an_arm() -> None:
+    base = right(120)
+    arms = {
+        "constant": right(40),
+        "zero_shot": Scored(base.table, {"strict": base.table}),
+        "lora": Scored(right(300).table, {"strict": base.table}),
+        "full": Scored(right(60).table, {"strict": base.table}),
+    }
+    found = recommended(arms)
+    assert found.why[1:] == (
+        "Learned the answer format and nothing more that is shown: lora.",
+        "Below the untouched model, but not by every way of reading an answer: full -15.0 points; look at the outputs "
+        "before you take it.",
+    )
+    assert found.dropped == {}
+
+
+def test_an_incomplete_study_says_what_is_missing() -> None:
+    found = recommended({"lora": right(300)}, incomplete=("full", "dora"))
+    assert (found.method, found.why) == ("undecided", ("The study is not complete: full, dora.",))
+    assert found.next_step == "Run it again, with --retry-failed if something failed: what is done is kept."
+    assert (found.regret_upper, found.confidence, found.leader) == (None, None, None)
+
+
+def test_where_all_are_out_nothing_is_left() -> None:
+    small = {name: {"shipped_bytes": 2_000_000} for name in ("zero_shot", "lora")}
+    found = recommended({"lora": right(300)}, facts=small, max_size="1MB")
+    reason = "its weights take 2 MB as they ship, and 1 MB is the limit"
+    assert found.why == ("No arm is left.", f"'zero_shot' is out: {reason}.", f"'lora' is out: {reason}.")
+    assert found.next_step == "Take another model, or accept more: --max-size, or a larger forgetting tolerance."
+
+
+def test_at_the_floor_nothing_is_better_than_the_trivial_answer() -> None:
+    found = recommended({"constant": right(140), "lora": right(130)})
+    assert (found.method, found.leader, found.regret_upper, found.confidence) == ("floor", None, None, None)
+    assert found.why == (
+        "No way of adapting this model is above the trivial answer (35.0%): the best scores 32.5% on 400 items.",
+        "Which of them scores highest is noise; nothing here shows that one is better.",
+    )
+    assert found.next_step == (
+        "Take a larger model, or an easier task: at the floor more data of this study decides nothing."
+    )
+
+
+def close() -> dict[str, Scored]:
+    """Two arms that disagree on 80 items and differ by 4."""
+    scores = np.arange(N) < 300
+    other = scores.copy()
+    other[:42], other[300:338] = False, True
+    return {"lora": right(300), "full": Scored(other.astype(float)[:, None])}
+
+
+def test_an_undecided_study_says_how_many_items_would_decide() -> None:
+    arms = close()
+    found = recommended(arms)
+    bound = bounds(arms)["lora"]
+    assert (found.method, found.leader, found.regret_upper, found.confidence) == (
+        "undecided",
+        "lora",
+        pytest.approx(bound),
+        None,
+    )
+    assert found.why[0] == (
+        f"'lora' leads with 75.0%, but on 400 items it may still lie {100 * bound:.1f} points behind another arm; "
+        f"2.0 would be accepted."
+    )
+    # The one arm that may be ahead decides; zero-shot is far behind. Three arms: two pairs share the level.
+    items = stats.needed(arms["full"].first, arms["lora"].first, None, target=0.02 + 0.01, alpha=0.1).items
+    assert items
+    rounded = f"About {-(-items // 100) * 100:,} test items would decide if the scores stay as they are (now 400"
+    assert found.next_step == (
+        f"{rounded} items): raise --limit-test, which re-uses the weights that are kept; or accept a wider margin."
+    )
+    assert recommended(arms, available=500).next_step == (
+        f"{rounded}), more than the 500 that the task has; accept a wider margin, or another task."
+    )
+    assert found.prior_advice is not None
+    assert "adapters" in found.prior_advice
+    assert recommended(arms, params=2_000_000_000).prior_advice is None
+
+
+def test_a_further_look_bounds_regret_with_more_confidence() -> None:
+    arms = {"lora": right(300), "full": right(300)}
+    later = recommended(arms, alpha=0.01, margin=0.05)
+    assert later.confidence == pytest.approx(0.98)
+    assert later.regret_upper == pytest.approx(bounds(arms, alpha=0.02)["lora"])
+
+
+def test_over_seeds_the_bound_is_that_of_recipes_and_seeds_may_decide() -> None:
+    arms = {"lora": right(290, 310, 300), "full": right(296, 288, 298)}
+    found = recommended(arms)
+    everything = {"constant": right(40), "zero_shot": right(120), **arms}
+    tables = {"zero_shot": right(120).first, "lora": arms["lora"].table, "full": arms["full"].table}
+    pool = pool_of(everything)
+    assert found.estimand == "recipe"
+    assert found.regret_upper == pytest.approx(stats.regret_bounds(tables, pool)["lora"])
+    assert "but on 400 items and 3 seeds it may still lie" in found.why[0]
+    room = 0.02 + (900 - 882) / 1200
+    seeds = stats.needed(tables["full"], tables["lora"], pool, target=room, alpha=0.1).seeds
+    assert seeds
+    assert found.next_step == (
+        f"About {seeds} seeds would decide if the scores stay as they are (now 400 items): raise --seeds; or accept a "
+        f"wider margin."
+    )
+
+
+def seeded(rng: np.random.Generator, accuracy: float, sd: float) -> Scored:
+    """Three seeds of an arm, each a little better or worse than the others."""
+    difficulty = rng.random((N, 1)) + rng.normal(0, 0.1, (N, 3))
+    return Scored((difficulty < accuracy + rng.normal(0, sd, (1, 3))).astype(float))
+
+
+@pytest.mark.parametrize("seed", [2, 3, 6])  # neither, items, items
+def test_what_would_decide_between_recipes_is_said_of_items_and_of_seeds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arms = {"lora": seeded(rng, 0.75, 0.004), "full": seeded(rng, 0.74, 0.004)}
+    found = recommended(arms)
+    assert found.method == "undecided"
+    tables = {"lora": arms["lora"].table, "full": arms["full"].table}
+    leader = found.leader or ""
+    (other,) = set(tables) - {leader}
+    pool = pool_of({"constant": right(40), "zero_shot": right(120), **arms})
+    room = 0.02 + float(tables[leader].mean() - tables[other].mean())
+    items, seeds = stats.needed(tables[other], tables[leader], pool, target=room, alpha=0.1)
+    by_items = f"about {-(-items // 100) * 100:,} test items" if items else ""
+    by_seeds = f"about {seeds} seeds" if seeds else ""
+    options = " or ".join(option for number, option in ((items, "--limit-test"), (seeds, "--seeds")) if number)
+    kept = ", which re-uses the weights that are kept" if items else ""
+    ways = " or ".join(way for way in (by_items, by_seeds) if way)
+    expected = (
+        f"{ways} would decide if the scores stay as they are (now 400 items): "
+        f"raise {options}{kept}; or accept a wider margin."
+    ).capitalize()
+    if not options:
+        expected = (
+            "Neither more test items nor more seeds alone would decide: raise --limit-test and --seeds, or accept a "
+            "wider margin."
+        )
+    assert found.next_step == expected
+
+
+def test_a_checkpoint_among_recipes_is_said_to_be_one() -> None:
+    arms = {"lora": right(200, 210, 190), "full": right(196, 188, 200), "mine": right(320)}
+    found = recommended(arms)
+    assert found.method == "mine"
+    assert "points behind and as this one checkpoint." in found.why[0]
