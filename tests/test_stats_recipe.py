@@ -62,7 +62,8 @@ def test_the_components_of_the_worked_example() -> None:
 def test_the_differences_of_the_worked_example(
     a: stats.Scores, b: stats.Scores, delta: float, items: float, seeds: float, low: float, high: float, p: float
 ) -> None:
-    difference = stats.difference(a, b, stats.pool_seeds([A, B]))
+    # The weight of an arm's own seed variance that the example was computed with.
+    difference = stats.difference(a, b, stats.pool_seeds([A, B]), kappa=1.5)
     assert difference.delta == pytest.approx(delta, abs=1e-5)
     assert (difference.item_variance, difference.seed_variance) == pytest.approx((items, seeds), abs=1e-7)
     assert difference.interval(0.05) == pytest.approx((low, high), abs=1e-4)
@@ -167,7 +168,7 @@ def test_an_arm_that_varies_more_than_the_pool_keeps_its_own_variance() -> None:
     pool = stats.pool_seeds([*steady, odd])
     own = stats.components(odd)
     seeds = stats.difference(odd, np.zeros(400), pool).seed_variance
-    assert seeds == pytest.approx((1.5 * own.between - own.residual / 400) / 3)
+    assert seeds == pytest.approx((1.75 * own.between - own.residual / 400) / 3)
     assert seeds > 3 * stats.difference(steady[0], np.zeros(400), pool).seed_variance
     assert stats.seed_ratio(odd, pool) == pytest.approx(own.between / own.pooled_between(pool))
     assert stats.seed_ratio(odd, pool) > 1

@@ -15,7 +15,7 @@ from scipy.special import fdtri, ndtri, stdtr, stdtrit
 
 from finetrap.stats.artifact import ALPHA, Interval, Scores, item_variance, wilson
 
-KAPPA = 1.5
+KAPPA = 1.75
 """Least weight of an arm's own seed variance beside the pooled one: calibrated by simulation, not derived."""
 POWER = float(ndtri(0.8))
 """Standard errors between the critical value and an effect that is found four times in five."""

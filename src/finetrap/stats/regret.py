@@ -6,7 +6,7 @@ from finetrap.stats.artifact import Scores
 from finetrap.stats.recipe import SeedPool, of_items, paired, seed_variance
 
 KAPPA = 1.0
-"""Weight of an arm's own seed variance: the pooled one or the own, the larger, covers here (`recipe.KAPPA` is 1.5)."""
+"""Weight of an arm's own seed variance: the pooled one or the own, the larger, covers here (`recipe.KAPPA` is larger)."""
 
 
 def regret_bounds(
