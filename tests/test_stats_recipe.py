@@ -176,6 +176,20 @@ def test_an_arm_that_varies_more_than_the_pool_keeps_its_own_variance() -> None:
     assert not stats.seeds_stand_out(steady[0], [*steady[1:], odd])
 
 
+def test_the_gate_is_the_one_sided_interval_of_a_recipe_and_mid_p_of_a_checkpoint() -> None:
+    # 4 of 100, and the trivial arm none: mid-p is 1/32. Of a recipe the pseudo-items ask for more.
+    few, trivial = _column("1" * 4 + "0" * 96), np.zeros(100)
+    table = np.stack([few] * 3, axis=1)
+    pool = stats.pool_seeds([table])
+    assert stats.difference(table, trivial, pool).p > 0.1
+    assert not stats.above(table, trivial, pool)
+    assert stats.above(table, trivial)
+    assert stats.above(few, trivial, pool)
+    assert stats.above(np.stack([_column("1" * 5 + "0" * 95)] * 3, axis=1), trivial, pool)
+    for column in (few[:, None], table):
+        assert not stats.above(column, few, pool), "what equals the trivial arm is not above it"
+
+
 def test_without_a_pool_there_is_no_seed_term() -> None:
     assert stats.difference(A, ZERO).seed_variance == 0
     assert stats.difference(A, ZERO).item_variance == stats.difference(A, ZERO, stats.pool_seeds([A])).item_variance
