@@ -228,6 +228,24 @@ def test_accuracy_without_seeds_is_wilsons_and_with_them_wider() -> None:
     assert low < narrow.low < narrow.high < high
 
 
+@pytest.mark.parametrize("wild", [0.02, 0.2])
+def test_accuracys_ends_solve_wilsons_equation_with_the_variance_over_items_and_seeds(wild: float) -> None:
+    rng = np.random.default_rng(5)
+    n, seeds = 200, 4
+    table = (rng.random((n, seeds)) < 0.4 + wild * np.array([-1, 0, 0, 1])).astype(float)
+    pool = stats.pool_seeds([table, (rng.random((n, seeds)) < 0.3).astype(float)])
+    m, of_items, of_seeds = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    p = (n * m + 1) / (n + 2)
+    items = (((n - 1) * of_items.var(ddof=1) + n * m**2 + 1) / (n + 2) - p**2) / (n + 2)
+    residual = ((table - of_items[:, None] - of_seeds + m) ** 2).sum() / ((n - 1) * (seeds - 1))
+    pooled = pool.scale * p * (1 - p) + residual / n
+    between = max(0, max(pooled, 1.75 * of_seeds.var(ddof=1)) / seeds - residual / (n * seeds))
+    for alpha in (0.05, 0.01):
+        square = student.isf(alpha / 2, n - 1) ** 2 * items + student.isf(alpha / 2, pool.df) ** 2 * between
+        for end in stats.accuracy_interval(table, pool, alpha=alpha):
+            assert (end - m) ** 2 == pytest.approx(square / (p * (1 - p)) * end * (1 - end))
+
+
 def _study(rng: np.random.Generator, *, seed_sd: float) -> tuple[stats.Scores, list[stats.Scores]]:
     """Five arms of the same true accuracy as zero-shot: items, item x arm and seeds on the logit scale."""
     n, seeds = 200, 3
