@@ -261,7 +261,9 @@ def test_over_seeds_the_bound_is_that_of_recipes_and_seeds_may_decide() -> None:
     assert found.regret_upper == pytest.approx(stats.regret_bounds(tables, pool)["lora"])
     assert "but on 400 items and 3 seeds it may still lie" in found.why[0]
     room = 0.02 + (900 - 882) / 1200
-    seeds = stats.needed(tables["full"], tables["lora"], pool, target=room, alpha=0.1).seeds
+    # With the weight that the bound gives to an arm's own seeds.
+    seeds = stats.needed(tables["full"], tables["lora"], pool, target=room, alpha=0.1, kappa=1.0).seeds
+    assert seeds != stats.needed(tables["full"], tables["lora"], pool, target=room, alpha=0.1).seeds
     assert seeds
     assert found.next_step == (
         f"About {seeds} seeds would decide if the scores stay as they are (now 400 items): raise --seeds; or accept a "
@@ -275,7 +277,7 @@ def seeded(rng: np.random.Generator, accuracy: float, sd: float) -> Scored:
     return Scored((difficulty < accuracy + rng.normal(0, sd, (1, 3))).astype(float))
 
 
-@pytest.mark.parametrize("seed", [2, 3, 6])  # neither, items, items
+@pytest.mark.parametrize("seed", [9, 3, 6])  # neither, items, items
 def test_what_would_decide_between_recipes_is_said_of_items_and_of_seeds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arms = {"lora": seeded(rng, 0.75, 0.004), "full": seeded(rng, 0.74, 0.004)}
@@ -286,7 +288,7 @@ def test_what_would_decide_between_recipes_is_said_of_items_and_of_seeds(seed: i
     (other,) = set(tables) - {leader}
     pool = pool_of({"constant": right(40), "zero_shot": right(120), **arms})
     room = 0.02 + float(tables[leader].mean() - tables[other].mean())
-    items, seeds = stats.needed(tables[other], tables[leader], pool, target=room, alpha=0.1)
+    items, seeds = stats.needed(tables[other], tables[leader], pool, target=room, alpha=0.1, kappa=1.0)
     by_items = f"about {-(-items // 100) * 100:,} test items" if items else ""
     by_seeds = f"about {seeds} seeds" if seeds else ""
     options = " or ".join(option for number, option in ((items, "--limit-test"), (seeds, "--seeds")) if number)

@@ -54,16 +54,40 @@ def test_equivalence_is_two_one_sided_tests(centre: float, items: float, seeds: 
         assert stats.equivalent(difference, margin, alpha=0.05) == (p_above < 0.05 and p_below < 0.05)
 
 
+@pytest.mark.parametrize("kappa", [1.0, 2.5])
 @pytest.mark.parametrize("fixed", [True, False])
-def test_what_is_needed_for_what_is_there_is_what_is_there(fixed: bool) -> None:
+def test_what_is_needed_for_what_is_there_is_what_is_there(fixed: bool, kappa: float) -> None:
     arms = _arms(2, [0.5, 0.6])
     pool = stats.pool_seeds(arms.values())
     a, b = arms["arm1"], arms["arm0"][:, 0] if fixed else arms["arm0"]
-    now = stats.difference(a, b, pool)
-    needed = stats.needed(a, b, pool, target=now.mde(0.05) * (1 - 1e-9), alpha=0.05)
+    now = stats.difference(a, b, pool, kappa=kappa)
+    needed = stats.needed(a, b, pool, target=now.mde(0.05) * (1 - 1e-9), alpha=0.05, kappa=kappa)
     assert needed.items in (300, 301)
     assert needed.seeds in (3, 4)
-    assert stats.needed(a, b, pool, target=now.mde(0.05) * (1 + 1e-9), alpha=0.05) == (300, 3)
+    assert stats.needed(a, b, pool, target=now.mde(0.05) * (1 + 1e-9), alpha=0.05, kappa=kappa) == (300, 3)
+
+
+def test_arms_of_different_numbers_of_seeds_are_planned_for_by_each_ones_own() -> None:
+    a, b = _arms(8, [0.5], seeds=2)["arm0"], _arms(9, [0.55], seeds=6)["arm0"]
+    pool = stats.pool_seeds([a, b])
+    now = stats.difference(a, b, pool, kappa=1.0)
+    ratio = now.mde(0.05) / now.standard_error
+    items = 300 * now.item_variance
+    cells = seeds = 0.0
+    for table, number in ((a, 2), (b, 6)):
+        arm = stats.components(table)
+        items -= arm.residual / number
+        cells += arm.residual
+        seeds += max(0.0, max(arm.between, arm.pooled_between(pool)) - arm.residual / 300)
+
+    def variance(number: int) -> float:
+        return (items + cells / number) / 300 + seeds / number
+
+    for target in (0.08, 0.1, 0.12):
+        needed = stats.needed(a, b, pool, target=target, kappa=1.0).seeds
+        assert needed is not None
+        assert needed > 2
+        assert variance(needed) <= (target / ratio) ** 2 < variance(needed - 1)
 
 
 @pytest.mark.parametrize("fixed", [True, False])

@@ -62,7 +62,8 @@ def test_the_components_of_the_worked_example() -> None:
 def test_the_differences_of_the_worked_example(
     a: stats.Scores, b: stats.Scores, delta: float, items: float, seeds: float, low: float, high: float, p: float
 ) -> None:
-    difference = stats.difference(a, b, stats.pool_seeds([A, B]))
+    # The weight of an arm's own seed variance that the example was computed with.
+    difference = stats.difference(a, b, stats.pool_seeds([A, B]), kappa=1.5)
     assert difference.delta == pytest.approx(delta, abs=1e-5)
     assert (difference.item_variance, difference.seed_variance) == pytest.approx((items, seeds), abs=1e-7)
     assert difference.interval(0.05) == pytest.approx((low, high), abs=1e-4)
@@ -167,12 +168,26 @@ def test_an_arm_that_varies_more_than_the_pool_keeps_its_own_variance() -> None:
     pool = stats.pool_seeds([*steady, odd])
     own = stats.components(odd)
     seeds = stats.difference(odd, np.zeros(400), pool).seed_variance
-    assert seeds == pytest.approx((1.5 * own.between - own.residual / 400) / 3)
+    assert seeds == pytest.approx((1.75 * own.between - own.residual / 400) / 3)
     assert seeds > 3 * stats.difference(steady[0], np.zeros(400), pool).seed_variance
     assert stats.seed_ratio(odd, pool) == pytest.approx(own.between / own.pooled_between(pool))
     assert stats.seed_ratio(odd, pool) > 1
     assert stats.seeds_stand_out(odd, steady)
     assert not stats.seeds_stand_out(steady[0], [*steady[1:], odd])
+
+
+def test_the_gate_is_the_one_sided_interval_of_a_recipe_and_mid_p_of_a_checkpoint() -> None:
+    # 4 of 100, and the trivial arm none: mid-p is 1/32. Of a recipe the pseudo-items ask for more.
+    few, trivial = _column("1" * 4 + "0" * 96), np.zeros(100)
+    table = np.stack([few] * 3, axis=1)
+    pool = stats.pool_seeds([table])
+    assert stats.difference(table, trivial, pool).p > 0.1
+    assert not stats.above(table, trivial, pool)
+    assert stats.above(table, trivial)
+    assert stats.above(few, trivial, pool)
+    assert stats.above(np.stack([_column("1" * 5 + "0" * 95)] * 3, axis=1), trivial, pool)
+    for column in (few[:, None], table):
+        assert not stats.above(column, few, pool), "what equals the trivial arm is not above it"
 
 
 def test_without_a_pool_there_is_no_seed_term() -> None:
@@ -211,6 +226,24 @@ def test_accuracy_without_seeds_is_wilsons_and_with_them_wider() -> None:
     low, high = stats.accuracy_interval(table, pool)
     narrow = stats.wilson(float(table.mean()), 300)
     assert low < narrow.low < narrow.high < high
+
+
+@pytest.mark.parametrize("wild", [0.02, 0.2])
+def test_accuracys_ends_solve_wilsons_equation_with_the_variance_over_items_and_seeds(wild: float) -> None:
+    rng = np.random.default_rng(5)
+    n, seeds = 200, 4
+    table = (rng.random((n, seeds)) < 0.4 + wild * np.array([-1, 0, 0, 1])).astype(float)
+    pool = stats.pool_seeds([table, (rng.random((n, seeds)) < 0.3).astype(float)])
+    m, of_items, of_seeds = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    p = (n * m + 1) / (n + 2)
+    items = (((n - 1) * of_items.var(ddof=1) + n * m**2 + 1) / (n + 2) - p**2) / (n + 2)
+    residual = ((table - of_items[:, None] - of_seeds + m) ** 2).sum() / ((n - 1) * (seeds - 1))
+    pooled = pool.scale * p * (1 - p) + residual / n
+    between = max(0, max(pooled, 1.75 * of_seeds.var(ddof=1)) / seeds - residual / (n * seeds))
+    for alpha in (0.05, 0.01):
+        square = student.isf(alpha / 2, n - 1) ** 2 * items + student.isf(alpha / 2, pool.df) ** 2 * between
+        for end in stats.accuracy_interval(table, pool, alpha=alpha):
+            assert (end - m) ** 2 == pytest.approx(square / (p * (1 - p)) * end * (1 - end))
 
 
 def _study(rng: np.random.Generator, *, seed_sd: float) -> tuple[stats.Scores, list[stats.Scores]]:

@@ -228,6 +228,17 @@ def test_equivalence_is_shown_at_twice_the_level_of_an_arm(seeds: int, others: i
         assert versus_zero_shot(arms, margin=margin)["a0"].verdict == verdict
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_of_a_pair_at_the_floor_nothing_is_said(seeds: int) -> None:
+    found = {}
+    for trivial in (0, 110):
+        arms = _family(trivial=trivial, a=_arm(*[100] * seeds), b=_arm(*[60] * seeds))
+        (pair,) = pairs("m", "t", arms)
+        assert pair.p < 0.05
+        found[trivial] = pair.verdict
+    assert found == {0: "gain", 110: "floor"}
+
+
 def test_pairs_that_do_not_differ_are_undecided() -> None:
     (pair,) = pairs("m", "t", _family(a=_arm(180), b=_arm(182)))
     assert pair.verdict == "undecided"

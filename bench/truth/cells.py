@@ -196,6 +196,10 @@ def _beside() -> Iterator[Cell]:
     yield _cell("plan", World(400, 3, (0.3,) * 5 + (0.35,), five), 600, extras.plan)
     yield _cell("plan", World(400, 3, (0.3,) * 5 + (0.4,), (0.02,) * 5), 600, extras.plan)
     yield _cell("plan", World(1319, 3, (0.3,) * 5 + (0.35,), (0.02,) * 5), 600, extras.plan)
+    yield _cell("plan_regret", World(200, 3, (0.3,) * 5 + (0.35,), five), 600, extras.plan_regret)
+    yield _cell("plan_regret", World(400, 3, (0.3,) * 5 + (0.35,), (0.02,) * 5), 600, extras.plan_regret)
+    for n, accuracy, sd in ((100, 0.25, 0.01), (400, 0.02, 0.003), (400, 0.25, 0.01), (1319, 0.25, 0.03)):
+        yield _cell("floor", World(n, 3, (accuracy,) * 6, (sd,) * 5), 2000, extras.floor)
     for arms, n in ((1, 400), (5, 100), (5, 400), (5, 1319), (8, 400)):
         world = World(n, 5 if arms == 1 else 3, (0.985,) * arms + (0.998,), (0.001,) * arms)
         yield _cell("ceiling", world, 1000, extras.ceiling)

@@ -1,6 +1,7 @@
-"""What stands beside the comparison: plans, ceiling, looks, and one checkpoint without seeds."""
+"""What stands beside the comparison: plans, floor, ceiling, looks, and one checkpoint without seeds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -8,35 +9,90 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from finetrap.stats import difference, holm, look_alpha, needed, paired_p, pool_seeds, tango
+from finetrap.stats import (
+    REGRET_KAPPA,
+    Needed,
+    above,
+    difference,
+    holm,
+    look_alpha,
+    needed,
+    paired_p,
+    pool_seeds,
+    tango,
+)
 from truth.intervals import ALPHA, studies
+from truth.regret import ALPHA as BOUND
+from truth.regret import MARGIN
 from truth.world import Floats, World, rate
 
 
 def plan(world: World, number: int, generator: np.random.Generator) -> dict[str, Any]:
     """Whether the items, or the seeds, that `needed` asks for find the last arm's difference four times in five."""
     target, level = float(world.differences[-1]), ALPHA / len(world.seed_sd)
-    asked = [
-        needed(tables[-1], zero, pool_seeds(tables), target=target, alpha=level)
-        for zero, tables in studies(world, number, generator)
-    ]
-    found: dict[str, Any] = {"target": target}
+
+    def asks(zero: Floats, tables: Floats) -> Needed:
+        return needed(tables[-1], zero, pool_seeds(tables), target=target, alpha=level)
+
+    def finds(zero: Floats, tables: Floats) -> bool:
+        return difference(tables[-1], zero, pool_seeds(tables)).p < level
+
+    return {"target": target, **_planned(world, asks, finds, number, generator)}
+
+
+def plan_regret(world: World, number: int, generator: np.random.Generator) -> dict[str, Any]:
+    """The same of a recommendation: that the last arm loses at most the margin against the first trained one."""
+    lead, level = world.accuracy[-1] - world.accuracy[1], 2 * BOUND / (len(world.accuracy) - 1)
+
+    def asks(zero: Floats, tables: Floats) -> Needed:
+        pool = pool_seeds(tables)
+        return needed(tables[0], tables[-1], pool, target=MARGIN + lead, alpha=level, kappa=REGRET_KAPPA)
+
+    def finds(zero: Floats, tables: Floats) -> bool:
+        loss = difference(tables[0], tables[-1], pool_seeds(tables), kappa=REGRET_KAPPA)
+        return loss.centre + loss.half_width(level) <= MARGIN
+
+    return {"target": MARGIN + lead, **_planned(world, asks, finds, number, generator)}
+
+
+def _planned(
+    world: World,
+    asks: Callable[[Floats, Floats], Needed],
+    finds: Callable[[Floats, Floats], bool],
+    number: int,
+    generator: np.random.Generator,
+) -> dict[str, Any]:
+    """The median plan of many first studies, and the power of new ones of that size."""
+    asked = [asks(zero, tables) for zero, tables in studies(world, number, generator)]
+    found: dict[str, Any] = {}
     for what, field, least in (("items", "n", world.n), ("seeds", "seeds", world.seeds)):
         numbers = [getattr(each, what) for each in asked]
         found[f"{what}_impossible"] = rate([each is None for each in numbers])
         middle = float(np.median([math.inf if each is None else each for each in numbers]))
         if least <= middle <= 20 * least:
             size: dict[str, Any] = {field: round(middle)}
-            planned = replace(world, **size)
+            new = studies(replace(world, **size), number // 2, generator)
             found[f"{what}_planned"] = round(middle)
-            found[f"{what}_power"] = rate(_found(planned, level, number // 2, generator))
+            found[f"{what}_power"] = rate([finds(zero, tables) for zero, tables in new])
     return found
 
 
-def _found(world: World, level: float, number: int, generator: np.random.Generator) -> list[bool]:
-    return [
-        difference(tables[-1], zero, pool_seeds(tables)).p < level for zero, tables in studies(world, number, generator)
-    ]
+def floor(world: World, number: int, generator: np.random.Generator) -> dict[str, Any]:
+    """How often arms that are no better than the trivial one pass the gate; its answers know nothing of the items.
+
+    A checkpoint is no better where its seed is not: arms without a spread between seeds stand for it.
+    """
+    checkpoint = replace(world, seeds=1, seed_sd=(0.0,) * len(world.seed_sd))
+    found: dict[str, Any] = {}
+    for name, each in (("passes", world), ("passes_checkpoint", checkpoint)):
+        passes = []
+        for _, tables in studies(each, number, generator):
+            trivial = (generator.random(world.n) < world.accuracy[0]).astype(float)
+            pool = pool_seeds(tables)
+            passes.append([above(table, trivial, pool) for table in tables])
+        found[name] = rate(np.mean(passes, axis=1))
+        found[f"{name}_any"] = rate(np.any(passes, axis=1))
+    return found
 
 
 def ceiling(world: World, number: int, generator: np.random.Generator) -> dict[str, Any]:
@@ -53,6 +109,7 @@ def ceiling(world: World, number: int, generator: np.random.Generator) -> dict[s
     return {
         "errors_needed": least,
         "errors_at_most_by_formula": (square + math.sqrt(square**2 + 8 * square)) / 2,
+        "errors_needed_checkpoint": next(errors for errors in range(1, world.n) if paired_p(errors, 0) < level),
         "ceiling": rate(called),
         "contradicted": rate(contradicted),
     }

@@ -161,9 +161,7 @@ def _at_floor(cell: Cell, a: str, b: str) -> bool:
     tables, pool = _pooled(cell.tables)
     ahead = max((tables[a], tables[b]), key=lambda table: float(table.mean()))
     trivial = tables["constant"] if "constant" in tables else np.zeros(len(ahead))
-    if pool is None:
-        return not stats.beats(ahead, trivial)
-    return stats.difference(ahead, trivial, pool).interval(2 * stats.ALPHA).low <= 0
+    return not stats.above(ahead, trivial, pool)
 
 
 def _pooled(tables: Mapping[str, stats.Scores]) -> tuple[dict[str, stats.Scores], stats.SeedPool | None]:

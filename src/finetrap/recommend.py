@@ -11,7 +11,7 @@ from finetrap.advice import prior_advice
 from finetrap.config import Study
 from finetrap.rescue import conclusions, rescues_of
 from finetrap.results import ArmResult, Estimand, Recommendation
-from finetrap.versus import Scored, above, pool_of
+from finetrap.versus import Scored, pool_of
 
 CONFIDENCE = 0.9
 """Of the regret bound, one-sided, where a look has the whole level of its tests."""
@@ -75,7 +75,7 @@ def recommend(
     n = len(scored[leader].table)
     trivial = scored["constant"].first if "constant" in scored else np.zeros(n)
     why = [*_why(by_name, left, dropped), *conclusions(rescues, arms)]
-    if not any(above(scored[name], trivial, pool) for name in candidates):
+    if not any(stats.above(scored[name].table, trivial, pool) for name in candidates):
         best = max(accuracy.values())
         return answer(
             method="floor",
@@ -156,7 +156,7 @@ def _may_be_ahead(
     alpha: float,
     study: Study,
 ) -> bool:
-    loss = stats.difference(tables[other], tables[leader], pool, kappa=1.0)
+    loss = stats.difference(tables[other], tables[leader], pool, kappa=stats.REGRET_KAPPA)
     return loss.centre + loss.half_width(_level(tables, alpha)) > study.margin
 
 
@@ -178,7 +178,8 @@ def _next_step(
         if room <= 0:
             return f"'{other}' scores higher than '{leader}' but is out: mend what does harm in it, and compare again."
         alpha = _level(tables, level)
-        needed.append(stats.needed(tables[other], tables[leader], pool, target=room, alpha=alpha))
+        one, best = tables[other], tables[leader]
+        needed.append(stats.needed(one, best, pool, target=room, alpha=alpha, kappa=stats.REGRET_KAPPA))
     items = _most([need.items for need in needed])
     seeds = _most([need.seeds for need in needed])
     by_items = None if items is None else f"about {max(math.ceil(items / 100) * 100, n + 100):,} test items"

@@ -272,8 +272,8 @@ class Comparison(Record):
     """McNemar, the larger of mid-p and score; of a recipe, the one that agrees with the interval."""
     p_adjusted: float | None
     """Null: pairs are outside the corrected family."""
-    verdict: Literal["gain", "harm", "undecided"]
-    """Of a against b, by the uncorrected p at 5%."""
+    verdict: Literal["gain", "harm", "undecided", "floor"]
+    """Of a against b, by the uncorrected p at 5%; `floor`: neither beats the trivial arm."""
     estimand: Estimand = "artifact"
     """`recipe` where both arms have the seeds for it."""
 

@@ -54,7 +54,7 @@ def versus_zero_shot(
     if reference not in arms or not family:
         return {}
     zero, pool = arms[reference], pool_of(arms)
-    trivial = arms[TRIVIAL].first if TRIVIAL in arms else np.zeros_like(zero.first)
+    trivial = _trivial(arms, zero)
     differences = {
         name: stats.difference(arm.table, zero.table, pool)
         for name, arm in family.items()
@@ -79,6 +79,11 @@ def versus_zero_shot(
         verdict = compared.verdict(recipe or artifact, margin)
         results[name] = VersusZeroShot(verdict=verdict, margin=margin, artifact=artifact, recipe=recipe)
     return results
+
+
+def _trivial(arms: Mapping[str, Scored], like: Scored) -> stats.Scores:
+    """The trivial arm's scores; where there is none, nothing is right."""
+    return arms[TRIVIAL].first if TRIVIAL in arms else np.zeros_like(like.first)
 
 
 def artifact_of(
@@ -145,8 +150,8 @@ class _Compared:
 
     def verdict(self, evidence: Artifact | Recipe, margin: float) -> Verdict:
         """The word, by the first of the rules that holds."""
-        zero_is_above = above(self.zero, self.trivial, self.pool)
-        if not zero_is_above and not above(self.arm, self.trivial, self.pool):
+        zero_is_above = stats.above(self.zero.table, self.trivial, self.pool)
+        if not zero_is_above and not stats.above(self.arm.table, self.trivial, self.pool):
             return "floor"
         if evidence.p_adjusted < self.alpha:
             if evidence.delta < 0 and not zero_is_above:
@@ -189,13 +194,6 @@ class _Compared:
         return p < self.alpha / self.family
 
 
-def above(arm: Scored, trivial: stats.Scores, pool: stats.SeedPool | None) -> bool:
-    """Whether an arm beats the trivial answer, one-sided at 5%: a gate in front of the tests, and no finding."""
-    if pool is None or not arm.has_seeds:
-        return stats.beats(arm.first, trivial)
-    return stats.difference(arm.table, trivial, pool).interval(0.1).low > 0
-
-
 def accuracy_interval(arm: Scored, pool: stats.SeedPool | None) -> stats.Interval:
     """Of an arm's accuracy: over items by Wilson, over items and seeds where verdicts are about recipes."""
     n = len(arm.table)
@@ -205,8 +203,10 @@ def accuracy_interval(arm: Scored, pool: stats.SeedPool | None) -> stats.Interva
 def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]:
     """Pairs of arms other than the references, exploratory: recipes where both have seeds, else first seeds."""
     pool = pool_of(arms)
+    names = [name for name in arms if name not in REFERENCES]
+    above = {name for name in names if stats.above(arms[name].table, _trivial(arms, arms[name]), pool)}
     comparisons = []
-    for a, b in combinations([name for name in arms if name not in REFERENCES], 2):
+    for a, b in combinations(names, 2):
         one, other = arms[a], arms[b]
         if pool is not None and one.has_seeds and other.has_seeds:
             difference = stats.difference(one.table, other.table, pool)
@@ -216,6 +216,7 @@ def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]
             found = artifact_of(one.first, other.first)
             delta, interval, p, estimand = found.delta, stats.Interval(*found.ci95), found.p, "artifact"
         sign: Literal["gain", "harm"] = "gain" if delta > 0 else "harm"
+        said: Literal["gain", "harm", "undecided"] = sign if p < stats.ALPHA else "undecided"
         comparisons.append(
             Comparison(
                 model=model,
@@ -226,7 +227,7 @@ def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]
                 ci95=interval,
                 p=p,
                 p_adjusted=None,
-                verdict=sign if p < stats.ALPHA else "undecided",
+                verdict=said if above & {a, b} else "floor",
                 estimand=estimand,
             )
         )

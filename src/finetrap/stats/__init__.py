@@ -22,6 +22,7 @@ from finetrap.stats.recipe import (
     Components,
     Difference,
     SeedPool,
+    above,
     accuracy_interval,
     components,
     difference,
@@ -29,16 +30,18 @@ from finetrap.stats.recipe import (
     seed_ratio,
     seeds_stand_out,
 )
-from finetrap.stats.regret import regret_bounds
+from finetrap.stats.regret import REGRET_KAPPA, regret_bounds
 
 __all__ = [
     "ALPHA",
+    "REGRET_KAPPA",
     "Components",
     "Difference",
     "Interval",
     "Needed",
     "Scores",
     "SeedPool",
+    "above",
     "accuracy_interval",
     "adjusted",
     "beats",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetrap.stats.artifact import ALPHA, Interval, Scores
-from finetrap.stats.recipe import POWER, Difference, SeedPool, components, difference
+from finetrap.stats.recipe import KAPPA, POWER, Difference, SeedPool, components, difference, seed_variance
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -46,25 +46,28 @@ class Needed(NamedTuple):
     seeds: int | None
 
 
-def needed(a: Scores, b: Scores, pool: SeedPool | None, *, target: float, alpha: float = ALPHA) -> Needed:
+def needed(
+    a: Scores, b: Scores, pool: SeedPool | None, *, target: float, alpha: float = ALPHA, kappa: float = KAPPA
+) -> Needed:
     """Items, or seeds an arm, that would show a difference of `target` at two-sided level `alpha` four times in five.
 
     The variance of the difference with n' items and S' seeds is (A + E / S') / n' + G / S', and has to be the square
     of `target` over (half-width / standard error + 0.84). For "no difference", `target` is the margin less |delta|, at
     twice the level. It is a plan, not a promise: the ratio is today's, and shrinks as seeds are added. `a` and `b` are
-    as in `difference`; every arm with seeds is given the same new number of them.
+    as in `difference`, and so is `kappa`; every arm with seeds is given the same new number of them.
     """
-    now = difference(a, b, pool)
+    now = difference(a, b, pool, kappa=kappa)
     if target <= 0:
         return Needed(None, None)
     ratio = now.half_width(alpha) / now.standard_error + POWER
     allowed = (target / ratio) ** 2
     # With the pseudo-items in it, so that two equal columns ask for more than no items at all.
     of_items = len(a) * now.item_variance
-    arms = [components(table) for table in (a, b) if pool is not None and table.ndim == 2 and table.shape[1] > 1]
+    tables = [table for table in (a, b) if pool is not None and table.ndim == 2 and table.shape[1] > 1]
+    arms = [components(table) for table in tables]
     item = of_items - sum(arm.residual / arm.seeds for arm in arms)
     cell = sum(arm.residual for arm in arms)
-    seed = now.seed_variance * (sum(arm.seeds for arm in arms) / len(arms) if arms else 0)
+    seed = sum(table.shape[1] * seed_variance(table, pool, kappa) for table in tables)
     items = allowed - now.seed_variance
     seeds = allowed - item / len(a)
     return Needed(

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import fdtri, ndtri, stdtr, stdtrit
 
-from finetrap.stats.artifact import ALPHA, Interval, Scores, item_variance, wilson
+from finetrap.stats.artifact import ALPHA, Interval, Scores, beats, item_variance, wilson
 
-KAPPA = 1.5
+KAPPA = 1.75
 """Least weight of an arm's own seed variance beside the pooled one: calibrated by simulation, not derived."""
 POWER = float(ndtri(0.8))
 """Standard errors between the critical value and an effect that is found four times in five."""
@@ -195,6 +195,16 @@ def seed_variance(table: Scores, pool: SeedPool | None, kappa: float) -> float:
     arm = components(table)
     guarded = max(arm.pooled_between(pool), kappa * arm.between)
     return max(0.0, guarded / arm.seeds - arm.residual / (arm.n * arm.seeds))
+
+
+def above(table: Scores, trivial: Scores, pool: SeedPool | None = None) -> bool:
+    """Whether an arm beats the trivial column (n,), one-sided at 5%: a gate in front of the tests, and no finding.
+
+    Without a pool, or a second seed, it is the first seed's checkpoint that has to.
+    """
+    if pool is None or not _has_seeds(table):
+        return beats(table if table.ndim == 1 else table[:, 0], trivial)
+    return difference(table, trivial, pool).interval(2 * ALPHA).low > 0
 
 
 def seeds_stand_out(table: Scores, others: Iterable[Scores]) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from finetrap.stats.artifact import Scores
 from finetrap.stats.recipe import SeedPool, of_items, paired, seed_variance
 
-KAPPA = 1.0
-"""Weight of an arm's own seed variance: the pooled one or the own, the larger, covers here (`recipe.KAPPA` is 1.5)."""
+REGRET_KAPPA = 1.0
+"""Weight of an arm's own seed variance: the pooled one or the own, the larger, covers here. `recipe.KAPPA` is more."""
 
 
 def regret_bounds(
@@ -22,7 +22,7 @@ def regret_bounds(
         return dict.fromkeys(tables, 0.0)
     level = 2 * alpha / (len(tables) - 1)
     columns = {name: of_items(table) for name, table in tables.items()}
-    seeds = {name: seed_variance(table, pool, KAPPA) for name, table in tables.items()}
+    seeds = {name: seed_variance(table, pool, REGRET_KAPPA) for name, table in tables.items()}
     bounds = dict.fromkeys(tables, 0.0)
     for name in tables:
         for other in tables:
