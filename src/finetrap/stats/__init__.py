@@ -4,7 +4,6 @@ from finetrap.stats.artifact import (
     ALPHA,
     Interval,
     Scores,
-    beats,
     discordant,
     item_variance,
     macro_f1,
@@ -16,6 +15,7 @@ from finetrap.stats.artifact import (
     tango,
     wilson,
 )
+from finetrap.stats.checkpoint import Discordant, beats, between_checkpoints
 from finetrap.stats.family import Needed, adjusted, equivalent, holm, needed, sign_only
 from finetrap.stats.looks import look_alpha
 from finetrap.stats.recipe import (
@@ -35,6 +35,7 @@ __all__ = [
     "ALPHA",
     "Components",
     "Difference",
+    "Discordant",
     "Interval",
     "Needed",
     "Scores",
@@ -42,6 +43,7 @@ __all__ = [
     "accuracy_interval",
     "adjusted",
     "beats",
+    "between_checkpoints",
     "components",
     "difference",
     "discordant",

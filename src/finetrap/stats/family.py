@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetrap.stats.artifact import ALPHA, Interval, Scores
+from finetrap.stats.checkpoint import Discordant
 from finetrap.stats.recipe import POWER, Difference, SeedPool, components, difference
 
 
@@ -33,7 +34,7 @@ def adjusted(difference: Difference, p_adjusted: float, family: int, *, alpha: f
     return sign_only(difference.interval(alpha / max(1, family)), p_adjusted, difference.centre > 0, alpha=alpha)
 
 
-def equivalent(difference: Difference, margin: float, *, alpha: float = ALPHA) -> bool:
+def equivalent(difference: Difference | Discordant, margin: float, *, alpha: float = ALPHA) -> bool:
     """Whether the difference is shown to be within `margin`: two one-sided tests at `alpha` (Schuirmann 1987)."""
     low, high = difference.interval(2 * alpha)
     return -margin < low and high < margin

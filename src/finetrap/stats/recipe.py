@@ -213,19 +213,24 @@ def seed_ratio(table: Scores, pool: SeedPool) -> float:
     return arm.between / pooled if pooled else 1.0
 
 
-def accuracy_interval(table: Scores, pool: SeedPool, *, alpha: float = ALPHA) -> Interval:
-    """Of one arm's accuracy: Wilson's (1927) with the design effect of items and seeds; without seeds, Wilson's own."""
-    if not _has_seeds(table):
-        return wilson(float(table.mean()), len(table), alpha=alpha)
-    arm, columns = components(table), of_items(table)
-    n, p = arm.n, arm.smoothed
-    spread = float(((columns - arm.accuracy) ** 2).sum())
-    items = ((spread + n * arm.accuracy**2 + 1) / (n + 2) - p**2) / (n + 2)
+def accuracy_interval(table: Scores, pool: SeedPool | None, *, alpha: float = ALPHA) -> Interval:
+    """Of one arm's accuracy: Wilson's (1927) with the design effect of items and seeds.
+
+    Without a pool, or seeds, over items alone: Wilson's own where scores are 0 and 1.
+    """
+    accuracy, n = float(table.mean()), len(table)
     seeds = seed_variance(table, pool, KAPPA)
-    square = _t_squared(max(1, n - 1), alpha) * items + (_t_squared(pool.df, alpha) * seeds if seeds else 0.0)
+    if (pool is None or not _has_seeds(table)) and np.isin(table, (0, 1)).all():
+        return wilson(accuracy, n, alpha=alpha)
+    p = (n * accuracy + 1) / (n + 2)
+    spread = float(((of_items(table) - accuracy) ** 2).sum())
+    items = ((spread + n * accuracy**2 + 1) / (n + 2) - p**2) / (n + 2)
+    square = _t_squared(max(1, n - 1), alpha) * items
+    if pool is not None and seeds:
+        square += _t_squared(pool.df, alpha) * seeds
     c = square / (p * (1 - p))
-    middle = (arm.accuracy + c / 2) / (1 + c)
-    half = math.sqrt(c * arm.accuracy * (1 - arm.accuracy) + c**2 / 4) / (1 + c)
+    middle = (accuracy + c / 2) / (1 + c)
+    half = math.sqrt(c * accuracy * (1 - accuracy) + c**2 / 4) / (1 + c)
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
