@@ -24,7 +24,7 @@ from finetrap.results import (
     Retention,
     VersusZeroShot,
 )
-from finetrap.retention import mean, retention_of, scores_of
+from finetrap.retention import mean, retention_of, samples_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
 from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
@@ -55,6 +55,11 @@ class _Cell:
     def first(self) -> list[ItemRow]:
         """Target rows of the first seed."""
         return self.target[0]
+
+    @property
+    def n(self) -> int:
+        """Items."""
+        return len(self.first) // samples_of(self.first)
 
     @property
     def scored(self) -> Scored:
@@ -107,7 +112,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
             for arm, ps in cells.items()
             if any(store.evaluation(p.trial, e) is None for p in ps for e in p.evaluations)
         ]
-        available = plan.tasks[task].test_available if task in plan.tasks else len(done["zero_shot"].first)
+        available = plan.tasks[task].test_available if task in plan.tasks else done["zero_shot"].n
         chosen = recommend(
             study,
             group,
@@ -219,7 +224,8 @@ def _arm_result(
         hyperparameters=trial.settings,
         rescue_of=cell.rescue_of,
         seeds=tuple(p.trial.seed for p in cell.planned),
-        n_test=len(cell.first),
+        n_test=cell.n,
+        sampled=_target(cell.planned[0]).sampled,
         accuracy=accuracy,
         ci95=accuracy_interval(cell.scored, pool),
         accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
@@ -251,7 +257,7 @@ def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
 def _cost(cell: _Cell) -> ArmCost:
     evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
     trainings = list(cell.trainings.values())
-    n = len(cell.first)
+    n = cell.n
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),
         train_tokens=round(mean([t.train_tokens for t in trainings])),
@@ -263,7 +269,7 @@ def _cost(cell: _Cell) -> ArmCost:
         ),
         artifact_bytes=max((t.artifact_bytes for t in trainings), default=0),
         prompt_tokens_per_query=mean([e.prompt_tokens / n for e in evaluations]),
-        output_tokens_per_query=mean([e.output_tokens / n for e in evaluations]),
+        output_tokens_per_query=mean([e.output_tokens / len(cell.first) for e in evaluations]),
         shipped_bytes=_shipped_bytes(cell.trial, trained=bool(trainings)),
     )
 
@@ -288,14 +294,15 @@ def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDist
     before = reference.rows_of("out_of_distribution") if reference is not None and reference is not cell else {}
     results = []
     for name, rows in cell.rows_of("out_of_distribution").items():
-        accuracy = float(scores_of(rows).mean())
+        scores = scores_of(rows)
+        accuracy = float(scores.mean())
         results.append(
             OutOfDistribution(
                 task=name,
-                n_test=len(rows),
+                n_test=len(scores),
                 accuracy=accuracy,
-                ci95=stats.wilson(accuracy, len(rows)),
-                vs_zero_shot=artifact_of(scores_of(rows), scores_of(before[name])) if name in before else None,
+                ci95=stats.accuracy_interval(scores, None),
+                vs_zero_shot=artifact_of(scores, scores_of(before[name])) if name in before else None,
             )
         )
     return results

@@ -241,12 +241,15 @@ def _average(tables: Sequence[stats.Scores]) -> stats.Scores:
 def _by_every_rule(claim: Claim, parts: Sequence[_Part], delta: float) -> bool:
     """Whether every rule of scoring that says something gives the difference the same sign."""
     rules = set.intersection(*(set(cell.rules) for part in parts for cell in part.cells))
-    return all(
-        delta
-        * sum(p.weight * float(np.mean([c.rules[r][claim.a] - c.rules[r][claim.b] for c in p.cells])) for p in parts)
-        > 0
-        for r in rules
-    )
+
+    def change(rule: str) -> float:
+        return sum(
+            part.weight * float(np.mean([c.rules[rule][claim.a] - c.rules[rule][claim.b] for c in part.cells]))
+            for part in parts
+        )
+
+    # Rounded, as scores may be thirds.
+    return all(delta * round(change(rule), 12) > 0 for rule in rules)
 
 
 def _points(value: float) -> str:

@@ -14,7 +14,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.in_memory import is_model, is_table, named_model, shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
-from finetrap.records import TUNING_SEED, Input
+from finetrap.records import TUNING_SEED, Input, Sampled
 from finetrap.size import Size, check_size, with_size
 from finetrap.task import LM_EVAL, Task, get_task, task
 
@@ -145,6 +145,11 @@ class Study(Input):
     """Of a retention task that is answered at length, such as `ifeval`, at most; it takes longest."""
     out_of_distribution: Names = ()
     """Further tasks that each arm is tested on, and not trained for."""
+    samples: int | None = Field(default=None, ge=1)
+    """Answers that are drawn of each test item whose answer is generated, for its score the share that is right.
+    By default the likeliest answer alone, which is another question."""
+    temperature: float = Field(default=1.0, gt=0)
+    """By which logits are divided where answers are drawn."""
     margin: float = Field(default=0.02, gt=0, lt=1)
     """A difference in accuracy (a fraction) that would not change the choice."""
     forgetting_tolerance: float = Field(default=0.02, gt=0, lt=1)
@@ -238,6 +243,10 @@ class Study(Input):
             raise StudyError(f"seed {TUNING_SEED} is that of tuning; write another.")
         if self.limit_test is not None and self.limit_test < 10:
             raise StudyError(f"limit_test is {self.limit_test}: fewer than 10 test items cannot show anything.")
+        if self.samples is None and self.temperature != 1:
+            raise StudyError(
+                f"temperature {self.temperature:g} is that of drawn answers; say how many with samples (--samples)."
+            ).at("temperature")
         self.check_targets(read=False)
         return self
 
@@ -273,6 +282,12 @@ class Study(Input):
 
         own = [entry for entry in self.tasks if isinstance(entry, OwnData)]
         kinds = {*(entry.kind for entry in own), *(get_task(name).kind for name in known(self.tasks))}
+        whole = len(own) + len(known(self.tasks)) == len(self.tasks)
+        if self.samples is not None and whole and "generate" not in kinds:
+            raise StudyError(
+                f"samples: nothing is drawn of {', '.join(self.task_names)}, which is answered by likelihood; leave "
+                f"samples out, or take a task whose answers are generated."
+            ).at("samples")
         for name in known(self.out_of_distribution) if kinds else ():
             if {get_task(name).kind} != kinds:
                 raise StudyError(
@@ -293,6 +308,11 @@ class Study(Input):
     def task_names(self) -> tuple[str, ...]:
         """The target tasks by name."""
         return tuple(entry.task_name if isinstance(entry, OwnData) else entry for entry in self.tasks)
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """How answers to test items are drawn; None where the likeliest is given."""
+        return None if self.samples is None else Sampled(samples=self.samples, temperature=self.temperature)
 
     def task(self, name: str) -> Task:
         """A task of this study: of its own data, or one that everyone has.

@@ -4,12 +4,12 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetrap.attention import common_prefix
 from finetrap.data import Encoder, Prompt, too_long
 from finetrap.divergence import divergences
-from finetrap.generate import Generated, generate_greedy
+from finetrap.generate import Generated, Sampling, generate_greedy, generate_samples
 from finetrap.likelihood import ChoiceItem, choice_loglikelihoods
 from finetrap.loss import TrainingRow
 from finetrap.models import LoadedModel
@@ -27,6 +27,8 @@ class Asked(NamedTuple):
     trivial: bool = False
     """Leave the question out; then `constant_answer` answers `generate` tasks."""
     constant_answer: str | None = None
+    sampling: Sampling | None = None
+    """How answers to `generate` tasks are drawn; None: the likeliest one is given."""
 
 
 def most_common_answer(train: Sequence[Example]) -> str:
@@ -37,7 +39,7 @@ def most_common_answer(train: Sequence[Example]) -> str:
 def evaluate(
     loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked, *, progress: Progress
 ) -> list[ItemRow]:
-    """Score every example, in order."""
+    """Score every example, in order; where answers are drawn, an example has a row for each of them."""
     encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
     if task.kind == "text":
         return _texts(loaded, encoder, examples, progress)
@@ -99,21 +101,27 @@ def _generations(
     prompts = [encoder.prompt(example, asked.shots) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
         _check_length(loaded, example, len(prompt.ids) + task.max_new_tokens)
-    answers = generate_greedy(
-        loaded.model,
-        loaded.tokenizer,
-        [prompt.ids for prompt in prompts],
-        max_new_tokens=task.max_new_tokens,
-        stop_tokens=_stop_tokens(loaded, encoder),
-        stop_texts=() if encoder.chat else task.stops,
-        progress=progress,
-    )
+    asks = (loaded.model, loaded.tokenizer, [prompt.ids for prompt in prompts])
+    ends: dict[str, Any] = {
+        "max_new_tokens": task.max_new_tokens,
+        "stop_tokens": _stop_tokens(loaded, encoder),
+        "stop_texts": () if encoder.chat else task.stops,
+        "progress": progress,
+    }
+    if asked.sampling is None:
+        answers = [[answer] for answer in generate_greedy(*asks, **ends)]
+    else:
+        answers = generate_samples(*asks, asked.sampling, **ends)
     special = {i: token.content for i, token in loaded.tokenizer.added_tokens_decoder.items() if token.special}
-    rows = [_generated(task, *row) for row in zip(examples, prompts, answers, strict=True)]
-    if not encoder.chat:
-        return rows
-    kept = [keeps_chat_format(answer, prompt.text, special) for answer, prompt in zip(answers, prompts, strict=True)]
-    return [row.model_copy(update={"chat_format": whole}) for row, whole in zip(rows, kept, strict=True)]
+    rows = []
+    for example, prompt, drawn in zip(examples, prompts, answers, strict=True):
+        for sample, answer in enumerate(drawn):
+            told = {
+                "sample": None if asked.sampling is None else sample,
+                "chat_format": keeps_chat_format(answer, prompt.text, special) if encoder.chat else None,
+            }
+            rows.append(_generated(task, example, prompt, answer).model_copy(update=told))
+    return rows
 
 
 def keeps_chat_format(answer: Generated, prompt: str, special: Mapping[int, str]) -> bool:

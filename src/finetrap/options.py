@@ -34,6 +34,10 @@ TuneOption = Annotated[
 LearningRate = Annotated[float | None, typer.Option(help="One rate for every trained arm that sets none.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training examples.", min=1)]
 ShotDraws = Annotated[int | None, typer.Option(help="Draws of shots. Default: 5 where there are several seeds.", min=1)]
+Samples = Annotated[
+    int | None,
+    typer.Option(help="Answers drawn of each test item, for the share right. Default: the likeliest alone.", min=1),
+]
 Margin = Annotated[
     float | None, typer.Option(help="A difference in accuracy that would not change the choice. Default: 0.02.")
 ]

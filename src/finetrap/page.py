@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from finetrap.data import load_test
 from finetrap.errors import StudyError
 from finetrap.records import Evaluation, ItemRow, items_digest
 from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
+from finetrap.retention import samples_of
 from finetrap.sections import Section, command_of, finished, machine, settings_of
 from finetrap.store import Store
 from finetrap.table import (
@@ -243,22 +245,28 @@ def _examples(answers: Answers, store: Store) -> dict[str, Example]:
         all_of_them = {e.id: e for e in load_test(get_task(answers.evaluation.task)).examples}
     except StudyError:
         return {}
-    ids = [row.id for row in next(iter(answers.rows.values()))]
+    ids = dict.fromkeys(row.id for row in next(iter(answers.rows.values())))
     examples = [all_of_them[id] for id in ids if id in all_of_them]
     return {e.id: e for e in examples} if items_digest(examples) == answers.evaluation.items else {}
 
 
 def _browser(answers: Answers, store: Store, name: str, chosen: str | None) -> dict[str, object]:
-    """What the page's script reads: arms, and for each item its question and each arm's answer."""
+    """What the page's script reads: arms, and for each item its question and each arm's answer.
+
+    Where several answers were drawn of an item, it comes again for each of them.
+    """
     examples = _examples(answers, store)
-    by_arm = {arm: {row.id: row for row in rows} for arm, rows in answers.rows.items()}
-    ids = dict.fromkeys(row.id for rows in answers.rows.values() for row in rows)
+    by_arm = {arm: {(row.id, row.sample or 0): row for row in rows} for arm, rows in answers.rows.items()}
+    ids = dict.fromkeys(id for rows in by_arm.values() for id, _ in rows)
+    samples = max(map(samples_of, answers.rows.values()))
     items = []
-    for id in ids:
-        rows = [rows.get(id) for rows in by_arm.values()]
+    for id, sample in product(ids, range(samples)):
+        # What is not drawn, as the trivial answer, stands beside each of those that are.
+        rows = [rows.get((id, sample), rows.get((id, 0))) for rows in by_arm.values()]
         gold = next(row.gold for row in rows if row is not None)
         example = examples.get(id)
-        said: dict[str, object] = {"id": id, "gold": gold, "answers": [_answer(row, answers) for row in rows]}
+        which = f"{id}, answer {sample + 1} of {samples}" if samples > 1 else id
+        said: dict[str, object] = {"id": which, "gold": gold, "answers": [_answer(row, answers) for row in rows]}
         if example is not None:
             said["question"] = "\n".join([*(turn.content for turn in example.turns), example.question])
             if example.choices:
@@ -272,6 +280,7 @@ def _browser(answers: Answers, store: Store, name: str, chosen: str | None) -> d
         "id": name,
         "task": answers.evaluation.task,
         "n": len(items),
+        "unit": "questions" if samples == 1 else "answers",
         "arms": arms,
         "outcomes": OUTCOMES,
         "first": "zero_shot" if "zero_shot" in arms else arms[0],

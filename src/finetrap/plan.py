@@ -12,7 +12,7 @@ from finetrap.method import Arm, Method, build
 from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.own_data import OwnData
-from finetrap.records import Evaluation, Planned, Purpose, TaskRecord, Trial, digest, items_digest
+from finetrap.records import Evaluation, Planned, Purpose, Sampled, TaskRecord, Trial, digest, items_digest
 from finetrap.replay import mixed_in, untested
 from finetrap.store import Store
 from finetrap.task import Example, Task
@@ -199,7 +199,10 @@ def _evaluations(study: Study, source: Source, items: TaskItems, method: Method,
 
     def asked(name: str, purpose: Purpose, shots: tuple[Example, ...] = ()) -> Evaluation:
         task = study.task(name)
-        return evaluation_of(source, task, purpose, _examples(study, items, task, purpose), shots)
+        # Forgetting is measured on likeliest answers; and what does not read the question gives one answer.
+        greedy = purpose == "retention" or method.trivial
+        examples = _examples(study, items, task, purpose)
+        return evaluation_of(source, task, purpose, examples, shots, sampled=None if greedy else study.sampled)
 
     evaluations = [asked(items.task.name, "target", shots)]
     others = [name for name in study.out_of_distribution if name != items.task.name]
@@ -212,9 +215,18 @@ def _evaluations(study: Study, source: Source, items: TaskItems, method: Method,
 
 
 def evaluation_of(
-    source: Source, task: Task, purpose: Purpose, examples: Sequence[Example], shots: Sequence[Example] = ()
+    source: Source,
+    task: Task,
+    purpose: Purpose,
+    examples: Sequence[Example],
+    shots: Sequence[Example] = (),
+    *,
+    sampled: Sampled | None = None,
 ) -> Evaluation:
-    """What an artifact is asked: `examples` of a task, solved `shots` in front of each."""
+    """What an artifact is asked: `examples` of a task, solved `shots` in front of each.
+
+    Answers are `sampled` where the task's are generated.
+    """
     return Evaluation(
         purpose=purpose,
         task=task.name,
@@ -225,6 +237,7 @@ def evaluation_of(
         chat=source.record.chat and task.converses,
         shots=tuple(shot.id for shot in shots),
         max_new_tokens=task.max_new_tokens,
+        sampled=sampled if task.kind == "generate" else None,
     )
 
 
@@ -282,7 +295,8 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
         shots = 0 if evaluation.kind == "choice" else method.shots
         tokens += tokens_of(examples) + shots * evaluation.n * tokens_of(items.splits.train) / len(items.splits.train)
         # A decoded token costs as much as several that are read: the weights are loaded for each.
-        tokens += 3 * evaluation.n * evaluation.max_new_tokens / 2
+        drawn = evaluation.sampled.samples if evaluation.sampled is not None else 1
+        tokens += 3 * evaluation.n * drawn * evaluation.max_new_tokens / 2
     return Estimate(max(1.0, 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)), disk)
 
 

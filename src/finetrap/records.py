@@ -156,6 +156,19 @@ def slug(name: str) -> str:
     return kept[-60:].lstrip(".-") or digest(name)[:12]
 
 
+class Sampled(Record):
+    """Answers that are drawn of each item, in place of the likeliest one; the trial's seed decides which."""
+
+    samples: int
+    """Of each item; its score is the share of them that is right."""
+    temperature: float
+    """By which logits are divided before the softmax."""
+
+    def __str__(self) -> str:
+        answers = "one sampled answer" if self.samples == 1 else f"mean of {self.samples} sampled answers"
+        return f"{answers} an item, temperature {self.temperature:g}"
+
+
 class Evaluation(Record):
     """What an artifact is asked: the target, a retention task, or an out-of-distribution task."""
 
@@ -171,6 +184,9 @@ class Evaluation(Record):
     shots: tuple[str, ...] = ()
     """Ids of the solved examples in front of each question."""
     max_new_tokens: int = 0
+    # Left out where it says nothing: what was recorded before it came keeps its key.
+    sampled: Sampled | None = Field(default=None, exclude_if=lambda sampled: sampled is None)
+    """None: the likeliest answer alone."""
 
     def key(self, training_key: str) -> str:
         """Names the predictions of one artifact."""
@@ -182,9 +198,11 @@ class Evaluation(Record):
 
 
 class ItemRow(Record):
-    """One item's answer and score."""
+    """One item's answer and score; of an item of which several answers were drawn, one of them."""
 
     id: str
+    sample: int | None = None
+    """Which of the item's drawn answers, from 0: they stand one after the other. None of the likeliest answer."""
     prompt: str
     """First 16 hex digits of the SHA-256 of the prompt's text."""
     output: str = ""

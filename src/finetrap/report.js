@@ -55,7 +55,7 @@ function browse(form) {
         ended(item) &&
         (searched === "" || text(index).includes(searched)),
     );
-    form.querySelector(".count").textContent = `${matches.length} of ${items.length} questions`;
+    form.querySelector(".count").textContent = `${matches.length} of ${items.length} ${form.dataset.unit}`;
     count(first, second);
     show(0);
   }

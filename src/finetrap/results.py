@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, PrivateAttr
 
 from finetrap.errors import StudyError
-from finetrap.records import Environment, Record
+from finetrap.records import Environment, Record, Sampled
 from finetrap.scoring import Outcome
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ class Artifact(Record):
     delta: float
     """Accuracy of the arm minus that of the untouched model."""
     ci95: tuple[float, float]
-    """Tango's score interval."""
+    """Tango's score interval; where answers are drawn, and scores fractions, Bonett and Price's."""
     ci95_adjusted: tuple[float, float]
     """The same, simultaneous over all arms of the model and task."""
     p: float
-    """McNemar, the larger of mid-p and score."""
+    """McNemar, the larger of mid-p and score; where answers are drawn, the one that agrees with the interval."""
     p_adjusted: float
     """Holm's, within the model and task."""
     mde: float
@@ -221,6 +221,8 @@ class ArmResult(Record):
     """Those that are done."""
     n_test: int
     """Items, not items x seeds."""
+    sampled: Sampled | None = None
+    """How answers to test items were drawn, of whose scores accuracy is then the mean; null: the likeliest alone."""
     accuracy: float
     """By the rule that decides; mean over seeds."""
     ci95: tuple[float, float]
@@ -244,7 +246,7 @@ class ArmResult(Record):
     out_of_distribution: tuple[OutOfDistribution, ...]
     cost: ArmCost
     outcomes: dict[Outcome, int]
-    """Items x seeds."""
+    """Items x seeds, and x drawn answers of each."""
     truncated_rate: float
     """Share of answers that the limit of new tokens ended, right ones included."""
     skipped_too_long: int = 0

@@ -17,8 +17,15 @@ RowsOfTasks = Mapping[str, Sequence[ItemRow]]
 
 
 def scores_of(rows: Sequence[ItemRow], rule: str = "correct") -> stats.Scores:
-    """One score an item, by the rule that decides or another one of `ItemRow`."""
-    return np.array([float(bool(getattr(row, rule))) for row in rows])
+    """One score an item, by the rule that decides or another one of `ItemRow`: of drawn answers the share right."""
+    every = np.array([float(bool(getattr(row, rule))) for row in rows])
+    share: stats.Scores = every.reshape(-1, samples_of(rows)).mean(axis=1)
+    return share
+
+
+def samples_of(rows: Sequence[ItemRow]) -> int:
+    """How many rows each item has."""
+    return 1 + max((row.sample or 0 for row in rows), default=0)
 
 
 def mean(values: Sequence[float]) -> float:

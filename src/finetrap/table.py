@@ -75,11 +75,12 @@ def _count(number: int) -> str:
 def rule_of(arms: Sequence[ArmResult]) -> str:
     """How the accuracy of these arms was decided."""
     arm = arms[0]
+    sampled = next((f"; {arm.sampled}" for arm in arms if arm.sampled is not None), "")
     if arm.rule:
-        return arm.rule
+        return f"{arm.rule}{sampled}"
     if arm.accuracy_strict is None:
         return "choice with the highest log-likelihood per byte"
-    return "stated answer, else last number"
+    return f"stated answer, else last number{sampled}"
 
 
 def legend(arms: Sequence[ArmResult]) -> str:

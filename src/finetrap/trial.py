@@ -14,6 +14,7 @@ from finetrap.cost import folder_bytes, measure
 from finetrap.data import Encoder, Splits, draw_shots
 from finetrap.errors import StudyError
 from finetrap.evaluate import Asked, evaluate, most_common_answer, reference_loss
+from finetrap.generate import Sampling
 from finetrap.loss import TrainingRow
 from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
@@ -79,7 +80,13 @@ def _asked(method: Method, evaluation: Evaluation, splits: Splits, seed: int) ->
     if evaluation.purpose == "retention":
         return Asked()
     answer = most_common_answer(splits.carved) if method.trivial else None
-    return Asked(draw_shots(splits, method.shots, seed), trivial=method.trivial, constant_answer=answer)
+    drawn = evaluation.sampled
+    return Asked(
+        draw_shots(splits, method.shots, seed),
+        trivial=method.trivial,
+        constant_answer=answer,
+        sampling=None if drawn is None else Sampling(drawn.samples, drawn.temperature, seed),
+    )
 
 
 def _evaluate(
@@ -107,7 +114,8 @@ def _evaluate(
         evaluation=evaluation,
         eval_seconds=measured.seconds,
         peak_memory_bytes=measured.peak_memory_bytes,
-        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        # A prompt is read once for all answers that are drawn to it.
+        prompt_tokens=sum(row.prompt_tokens for row in rows if not row.sample),
         output_tokens=sum(row.output_tokens for row in rows),
         validation_loss=loss,
         environment=environment.key,

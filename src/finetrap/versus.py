@@ -60,7 +60,7 @@ def versus_zero_shot(
         for name, arm in family.items()
         if pool is not None and arm.has_seeds
     }
-    of_checkpoints = {name: stats.paired_p(*stats.discordant(arm.first, zero.first)) for name, arm in family.items()}
+    of_checkpoints = {name: stats.between_checkpoints(arm.first, zero.first).p for name, arm in family.items()}
     decisive = {name: differences[name].p if name in differences else p for name, p in of_checkpoints.items()}
     adjusted = dict(zip(decisive, stats.holm(list(decisive.values())), strict=True))
     others = dict(zip(of_checkpoints, stats.holm(list(of_checkpoints.values())), strict=True))
@@ -95,15 +95,14 @@ def artifact_of(
     alpha: float = stats.ALPHA,
 ) -> Artifact:
     """One checkpoint's scores (n,) against the untouched model's, in a family of so many at level `alpha`."""
-    only_a, only_b = stats.discordant(a, b)
-    p = stats.paired_p(only_a, only_b)
-    p_adjusted = p if p_adjusted is None else p_adjusted
-    simultaneous = stats.tango(only_a, only_b, len(a), alpha=alpha / family)
+    found = stats.between_checkpoints(a, b)
+    p_adjusted = found.p if p_adjusted is None else p_adjusted
+    simultaneous = found.interval(alpha / family)
     return Artifact(
-        delta=(only_a - only_b) / len(a),
-        ci95=stats.tango(only_a, only_b, len(a), alpha=stats.ALPHA),
-        ci95_adjusted=stats.sign_only(simultaneous, p_adjusted, only_a > only_b, alpha=alpha)[0],
-        p=p,
+        delta=found.delta,
+        ci95=found.interval(stats.ALPHA),
+        ci95_adjusted=stats.sign_only(simultaneous, p_adjusted, found.delta > 0, alpha=alpha)[0],
+        p=found.p,
         p_adjusted=p_adjusted,
         mde=stats.minimum_detectable_effect(a - b, alpha=alpha / family),
     )
@@ -171,18 +170,14 @@ class _Compared:
             ours, theirs = self.arm.by_rule[rule], self.zero.by_rule[rule]
             if self.difference is None:
                 ours, theirs = ours[:, :1], theirs[:, :1]
-            # Whole numbers: means of thirds differ where sums do not.
-            return float(ours.sum() * theirs.shape[1] - theirs.sum() * ours.shape[1])
+            # Sums, as means of thirds differ where sums do not; rounded, as scores may be thirds themselves.
+            return round(float(ours.sum() * theirs.shape[1] - theirs.sum() * ours.shape[1]), 6)
 
         return all(change(rule) * delta > 0 for rule in self.arm.by_rule)
 
     def _equivalent(self, margin: float) -> bool:
-        level = self.alpha / self.family
-        if self.difference is not None:
-            return stats.equivalent(self.difference, margin, alpha=level)
-        only_a, only_b = stats.discordant(self.arm.first, self.zero.first)
-        low, high = stats.tango(only_a, only_b, len(self.zero.first), alpha=2 * level)
-        return -margin < low and high < margin
+        found = self.difference or stats.between_checkpoints(self.arm.first, self.zero.first)
+        return stats.equivalent(found, margin, alpha=self.alpha / self.family)
 
     def _gain_can_be_shown(self) -> bool:
         """Whether an arm that is right everywhere would be told from the untouched model."""
@@ -190,14 +185,13 @@ class _Compared:
         if self.difference is not None:
             p = stats.difference(perfect, self.zero.table).p
         else:
-            p = stats.paired_p(*stats.discordant(perfect, self.zero.first))
+            p = stats.between_checkpoints(perfect, self.zero.first).p
         return p < self.alpha / self.family
 
 
 def accuracy_interval(arm: Scored, pool: stats.SeedPool | None) -> stats.Interval:
     """Of an arm's accuracy: over items by Wilson, over items and seeds where verdicts are about recipes."""
-    n = len(arm.table)
-    return stats.wilson(float(arm.table.mean()), n) if pool is None else stats.accuracy_interval(arm.table, pool)
+    return stats.accuracy_interval(arm.table, pool)
 
 
 def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]:

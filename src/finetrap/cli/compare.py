@@ -34,6 +34,7 @@ from finetrap.options import (
     Queries,
     Rescue,
     Retry,
+    Samples,
     Score,
     Seeds,
     ShotDraws,
@@ -73,6 +74,7 @@ def compare(
     shot_draws: ShotDraws = None,
     learning_rate: LearningRate = None,
     epochs: Epochs = None,
+    samples: Samples = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Prompt through the chat template. Default: if aligned.")

@@ -4,7 +4,6 @@ from finetrap.stats.artifact import (
     ALPHA,
     Interval,
     Scores,
-    beats,
     discordant,
     item_variance,
     macro_f1,
@@ -16,13 +15,13 @@ from finetrap.stats.artifact import (
     tango,
     wilson,
 )
-from finetrap.stats.family import Needed, adjusted, equivalent, holm, needed, sign_only
+from finetrap.stats.checkpoint import Discordant, beats, between_checkpoints
+from finetrap.stats.family import Needed, above, adjusted, equivalent, holm, needed, sign_only
 from finetrap.stats.looks import look_alpha
 from finetrap.stats.recipe import (
     Components,
     Difference,
     SeedPool,
-    above,
     accuracy_interval,
     components,
     difference,
@@ -37,6 +36,7 @@ __all__ = [
     "REGRET_KAPPA",
     "Components",
     "Difference",
+    "Discordant",
     "Interval",
     "Needed",
     "Scores",
@@ -45,6 +45,7 @@ __all__ = [
     "accuracy_interval",
     "adjusted",
     "beats",
+    "between_checkpoints",
     "components",
     "difference",
     "discordant",

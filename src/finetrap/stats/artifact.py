@@ -35,7 +35,13 @@ def wilson(accuracy: float, n: int, *, alpha: float = 0.05) -> Interval:
 
 
 def discordant(a: Scores, b: Scores) -> tuple[int, int]:
-    """How many items only `a` gets right, and how many only `b`."""
+    """How many items only `a` gets right, and how many only `b`.
+
+    Raises:
+        ValueError: a score is neither 0 nor 1.
+    """
+    if not np.isin([a, b], (0, 1)).all():
+        raise ValueError("fractions of items cannot be counted; `between_checkpoints` compares them.")
     return int(np.sum((a == 1) & (b == 0))), int(np.sum((a == 0) & (b == 1)))
 
 
@@ -61,11 +67,6 @@ def one_sided_p(only_a: int, only_b: int) -> float:
     if total == 0:
         return 1.0
     return float(binom.sf(only_a - 1, total, 0.5) - 0.5 * binom.pmf(only_a, total, 0.5))
-
-
-def beats(a: Scores, b: Scores) -> bool:
-    """Whether `a` is above `b`, one-sided at 5%: the gate in front of a corrected test, not a finding."""
-    return one_sided_p(*discordant(a, b)) < 0.05
 
 
 def tango(only_a: int, only_b: int, n: int, *, alpha: float = 0.05) -> Interval:

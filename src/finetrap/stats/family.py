@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from finetrap.stats.artifact import ALPHA, Interval, Scores
-from finetrap.stats.recipe import KAPPA, POWER, Difference, SeedPool, components, difference, seed_variance
+from finetrap.stats.checkpoint import Discordant, beats
+from finetrap.stats.recipe import KAPPA, POWER, Difference, SeedPool, components, difference, has_seeds, seed_variance
+
+
+def above(table: Scores, trivial: Scores, pool: SeedPool | None = None) -> bool:
+    """Whether an arm beats the trivial column (n,), one-sided at 5%: a gate in front of the tests, and no finding.
+
+    Without a pool, or a second seed, it is the first seed's checkpoint that has to.
+    """
+    if pool is None or not has_seeds(table):
+        return beats(table if table.ndim == 1 else table[:, 0], trivial)
+    return difference(table, trivial, pool).interval(2 * ALPHA).low > 0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -33,7 +44,7 @@ def adjusted(difference: Difference, p_adjusted: float, family: int, *, alpha: f
     return sign_only(difference.interval(alpha / max(1, family)), p_adjusted, difference.centre > 0, alpha=alpha)
 
 
-def equivalent(difference: Difference, margin: float, *, alpha: float = ALPHA) -> bool:
+def equivalent(difference: Difference | Discordant, margin: float, *, alpha: float = ALPHA) -> bool:
     """Whether the difference is shown to be within `margin`: two one-sided tests at `alpha` (Schuirmann 1987)."""
     low, high = difference.interval(2 * alpha)
     return -margin < low and high < margin

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import fdtri, ndtri, stdtr, stdtrit
 
-from finetrap.stats.artifact import ALPHA, Interval, Scores, beats, item_variance, wilson
+from finetrap.stats.artifact import ALPHA, Interval, Scores, item_variance, wilson
 
 KAPPA = 1.75
 """Least weight of an arm's own seed variance beside the pooled one: calibrated by simulation, not derived."""
@@ -48,7 +48,7 @@ def components(table: Scores) -> Components:
     Raises:
         ValueError: the table has no second seed.
     """
-    if not _has_seeds(table):
+    if not has_seeds(table):
         raise ValueError(
             f"a table of shape {table.shape} has no seed variance; it takes items down, 2 or more seeds across."
         )
@@ -75,7 +75,7 @@ class SeedPool(NamedTuple):
 
 def pool_seeds(tables: Iterable[Scores]) -> SeedPool:
     """The pooled seed component of arms (n, S); those without a second seed, (n,) or (n, 1), lend nothing."""
-    arms = [components(table) for table in tables if _has_seeds(table)]
+    arms = [components(table) for table in tables if has_seeds(table)]
     spread = sum((arm.seeds - 1) * (arm.between - arm.residual / arm.n) for arm in arms)
     weight = sum((arm.seeds - 1) * arm.smoothed * (1 - arm.smoothed) for arm in arms)
     pool = SeedPool(max(0.0, spread / weight) if arms else 0.0, math.inf)
@@ -190,21 +190,11 @@ def paired(
 
 def seed_variance(table: Scores, pool: SeedPool | None, kappa: float) -> float:
     """Of an arm's mean over its seeds, beyond what the item term holds; an arm without seeds, or no pool: 0."""
-    if pool is None or not _has_seeds(table):
+    if pool is None or not has_seeds(table):
         return 0.0
     arm = components(table)
     guarded = max(arm.pooled_between(pool), kappa * arm.between)
     return max(0.0, guarded / arm.seeds - arm.residual / (arm.n * arm.seeds))
-
-
-def above(table: Scores, trivial: Scores, pool: SeedPool | None = None) -> bool:
-    """Whether an arm beats the trivial column (n,), one-sided at 5%: a gate in front of the tests, and no finding.
-
-    Without a pool, or a second seed, it is the first seed's checkpoint that has to.
-    """
-    if pool is None or not _has_seeds(table):
-        return beats(table if table.ndim == 1 else table[:, 0], trivial)
-    return difference(table, trivial, pool).interval(2 * ALPHA).low > 0
 
 
 def seeds_stand_out(table: Scores, others: Iterable[Scores]) -> bool:
@@ -223,19 +213,24 @@ def seed_ratio(table: Scores, pool: SeedPool) -> float:
     return arm.between / pooled if pooled else 1.0
 
 
-def accuracy_interval(table: Scores, pool: SeedPool, *, alpha: float = ALPHA) -> Interval:
-    """Of one arm's accuracy: Wilson's (1927) with the design effect of items and seeds; without seeds, Wilson's own."""
-    if not _has_seeds(table):
-        return wilson(float(table.mean()), len(table), alpha=alpha)
-    arm, columns = components(table), of_items(table)
-    n, p = arm.n, arm.smoothed
-    spread = float(((columns - arm.accuracy) ** 2).sum())
-    items = ((spread + n * arm.accuracy**2 + 1) / (n + 2) - p**2) / (n + 2)
+def accuracy_interval(table: Scores, pool: SeedPool | None, *, alpha: float = ALPHA) -> Interval:
+    """Of one arm's accuracy: Wilson's (1927) with the design effect of items and seeds.
+
+    Without a pool, or seeds, over items alone: Wilson's own where scores are 0 and 1.
+    """
+    accuracy, n = float(table.mean()), len(table)
     seeds = seed_variance(table, pool, KAPPA)
-    square = _t_squared(max(1, n - 1), alpha) * items + (_t_squared(pool.df, alpha) * seeds if seeds else 0.0)
+    if (pool is None or not has_seeds(table)) and np.isin(table, (0, 1)).all():
+        return wilson(accuracy, n, alpha=alpha)
+    p = (n * accuracy + 1) / (n + 2)
+    spread = float(((of_items(table) - accuracy) ** 2).sum())
+    items = ((spread + n * accuracy**2 + 1) / (n + 2) - p**2) / (n + 2)
+    square = _t_squared(max(1, n - 1), alpha) * items
+    if pool is not None and seeds:
+        square += _t_squared(pool.df, alpha) * seeds
     c = square / (p * (1 - p))
-    middle = (arm.accuracy + c / 2) / (1 + c)
-    half = math.sqrt(c * arm.accuracy * (1 - arm.accuracy) + c**2 / 4) / (1 + c)
+    middle = (accuracy + c / 2) / (1 + c)
+    half = math.sqrt(c * accuracy * (1 - accuracy) + c**2 / 4) / (1 + c)
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
@@ -247,7 +242,8 @@ def _above_rounding(square: float) -> float:
     return square if square > 1e-24 else 0.0
 
 
-def _has_seeds(table: Scores) -> bool:
+def has_seeds(table: Scores) -> bool:
+    """Whether a table has a second seed."""
     return table.ndim == 2 and table.shape[1] > 1
 
 
