@@ -27,12 +27,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def retention_of(
-    study: Study, before: RowsOfTasks, after: RowsOfTasks, *, arms: int, prompts_only: bool
+    study: Study, before: RowsOfTasks, after: RowsOfTasks, *, arms: int, prompts_only: bool, alpha: float = stats.ALPHA
 ) -> Retention | None:
     """What an arm's model can still do (`after`), against the untouched one; None where a task is missing.
 
-    The verdict is simultaneous over so many `arms`: retention is a family of its own. An arm that only prompts has it
-    unchanged, by construction.
+    The verdict is simultaneous over so many `arms`: retention is a family of its own, at level `alpha` of this look. An
+    arm that only prompts has it unchanged, by construction.
     """
     if not before or set(after) != set(before):
         return None
@@ -71,7 +71,7 @@ def retention_of(
         ci95=mean_interval,
         verdict="no_difference"
         if prompts_only
-        else _verdict(*_losses(study, differences, scales, text, turns), alpha=stats.ALPHA / max(1, arms)),
+        else _verdict(*_losses(study, differences, scales, text, turns), alpha=alpha / max(1, arms)),
         bits_per_byte=bits,
         bits_per_byte_delta=bits_delta,
         bits_per_byte_ci95=bits_interval,
