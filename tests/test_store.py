@@ -338,11 +338,12 @@ def test_every_reading_of_a_test_set_is_noted(tiny_folder: Path, tmp_path: Path,
 # --- weights that are kept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("none", set()), ("best", {"lora"}), ("all", {"full", "lora"})])
+@pytest.mark.parametrize(("keep", "kept"), [("none", set()), ("best", {"lora"}), ("all", {"full", "lora", "half"})])
 def test_the_weights_that_were_asked_for_are_kept(tiny_folder: Path, tmp_path: Path, keep: str, kept: set[str]) -> None:
-    results = run_study(tmp_path, tiny_folder, arms=["full", "lora:rank=2"], keep=keep)
-    assert results.recommendations[0].method != "full"
-    assert {arm for arm in ("full", "lora") if (trial_folder(tmp_path / "out", arm) / "artifact").is_dir()} == kept
+    results = run_study(tmp_path, tiny_folder, arms=["full", "lora:rank=2", "half=interpolated:of=full"], keep=keep)
+    assert results.recommendations[0].method not in ("full", "half")
+    trained = ("full", "lora", "half")
+    assert {arm for arm in trained if (trial_folder(tmp_path / "out", arm) / "artifact").is_dir()} == kept
 
 
 def test_weights_that_were_not_kept_are_not_trained_again_while_nothing_is_missing(

@@ -272,7 +272,7 @@ def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) 
     waited_for = {p.trial.parent for p in resolved.planned if missing(p, store)}
     for planned in resolved.planned:
         trial = planned.trial
-        if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
+        if study.keep == "all" or store.artifact(trial) is None or missing(planned, store):
             continue
         if trial.training_key in waited_for:
             continue
