@@ -356,6 +356,24 @@ def test_weights_that_were_not_kept_are_not_trained_again_while_nothing_is_missi
     assert contents(out / "trials") == before
 
 
+def test_weights_that_are_not_kept_go_with_their_trial(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those that another trial goes on from, so that a long study needs the disk of two models."""
+    there: dict[str, set[str]] = {}
+    begin = Store.begin
+
+    def beginning(store: Store, trial: Trial) -> Path:
+        there[trial.arm] = {path.parent.name.split("--")[-3] for path in store.folder.glob("trials/*/artifact")}
+        return begin(store, trial)
+
+    monkeypatch.setattr(Store, "begin", beginning)
+    arms = ["full", "other=full:learning_rate=1e-3", "lora:rank=2", "half=interpolated:of=full"]
+    run_study(tmp_path, tiny_folder, arms=arms, keep="none", retention=None)
+    assert (there["other"], there["lora"], there["half"]) == ({"full"}, {"full"}, {"full"})
+    assert not list(tmp_path.glob("out/trials/*/artifact"))
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 

@@ -230,8 +230,7 @@ class Store:
     def artifact(self, trial: Trial) -> Path | None:
         """The trained weights, or those between them and the untouched ones, if they are there whole."""
         folder = self.trial_folder(trial) / "artifact"
-        whole = trial.parent is not None or self.training(trial) is not None
-        return folder if whole and folder.is_dir() else None
+        return folder if folder.is_dir() and (trial.parent or self.training(trial)) else None
 
     def training(self, trial: Trial) -> TrainingRecord | None:
         """What training came to, if it is done."""
