@@ -24,7 +24,7 @@ from finetrap.results import (
     Retention,
     VersusZeroShot,
 )
-from finetrap.retention import mean, retention_of, scores_of
+from finetrap.retention import mean, over_seeds, retention_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
 from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
@@ -65,13 +65,13 @@ class _Cell:
     def _table(self, rule: str) -> stats.Scores:
         return np.stack([scores_of(rows, rule) for rows in self.target], axis=1)
 
-    def rows_of(self, purpose: str) -> dict[str, list[ItemRow]]:
-        """By task, the first seed's rows of evaluations that are done."""
-        first = self.planned[0]
+    def rows_of(self, purpose: str, seed: int = 0) -> dict[str, list[ItemRow]]:
+        """By task, the rows of evaluations that are done, of the first seed or the one at that place."""
+        planned = self.planned[seed]
         return {
-            e.task: self.store.rows(first.trial, e)
-            for e in first.evaluations
-            if e.purpose == purpose and self.store.evaluation(first.trial, e) is not None
+            e.task: self.store.rows(planned.trial, e)
+            for e in planned.evaluations
+            if e.purpose == purpose and self.store.evaluation(planned.trial, e) is not None
         }
 
 
@@ -279,9 +279,20 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
-    prompts_only = cell.trial.method in ("zero_shot", "few_shot", "prompted")
-    after = before if prompts_only else cell.rows_of("retention")
-    return retention_of(study, before, after, arms=compared, prompts_only=prompts_only, alpha=look.alpha)
+    if cell.trial.method in ("zero_shot", "few_shot", "prompted"):
+        return retention_of(study, before, before, arms=compared, prompts_only=True)
+    seeds = [p.trial.seed for p in cell.planned]
+    each = {
+        seed: kept
+        for place, seed in enumerate(seeds)
+        if (after := cell.rows_of("retention", place))
+        and (
+            kept := retention_of(
+                study, before, after, arms=compared, prompts_only=False, alpha=look.alpha, seeds=len(seeds)
+            )
+        )
+    }
+    return over_seeds(each)
 
 
 def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDistribution]:
