@@ -20,6 +20,7 @@ from finetrap.records import (
     Trial,
 )
 from finetrap.results import ArmResult, Results
+from finetrap.retention import over_seeds
 from finetrap.store import Store, now
 
 ENVIRONMENT = Environment(
@@ -294,6 +295,30 @@ def test_forgetting_shown_by_general_text_drops_an_arm_that_gains(records: Recor
     assert set(recommendation.dropped) == {"careless"}
     assert recommendation.method == "lora"
     assert recommendation.confidence == 0.9
+
+
+@pytest.mark.parametrize(
+    ("bits", "verdict", "seed", "out"),
+    [((0.8, 0.8), "no_difference", 0, False), ((0.8, 1.0), "harm", 1, True)],
+)
+def test_a_seed_that_forgets_is_enough_to_drop_an_arm_and_each_has_to_rule_it_out(
+    records: Records, bits: tuple[float, float], verdict: str, seed: int, out: bool
+) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), bits=0.8)
+    for place, value in enumerate(bits):
+        records.add("lora", "lora", _target_rows(_first(200)), bits=value, seed=place)
+    results = records.results(arms=["lora"], bits_per_byte_tolerance=0.02)
+    retention = _arm(results, "lora").retention
+    assert retention is not None
+    assert (retention.verdict, retention.seed) == (verdict, seed)
+    assert set(retention.seeds) == {"0", "1"}
+    unsure = over_seeds({0: retention, 1: retention.model_copy(update={"verdict": "undecided"})})
+    assert unsure is not None
+    assert unsure.verdict == ("harm" if out else "undecided")
+    dropped = results.recommendations[0].dropped
+    assert ("lora" in dropped) is out
+    assert not out or f"it forgets (seed {seed} of 2)" in dropped["lora"]
 
 
 def test_retention_is_normalised_by_chance(records: Records) -> None:

@@ -90,6 +90,29 @@ def test_the_level_decides_the_verdict(store: Store, tmp_path: Path) -> None:
     assert verdict(other, "many") == "gain"
 
 
+def test_the_level_decides_about_forgetting_and_claims_too(tmp_path: Path) -> None:
+    def said(looks: str, folder: str) -> tuple[str, str]:
+        store = Store(tmp_path / folder)
+        store.folder.mkdir()
+        _answer(store, 100, looks=looks)
+        records = Records(store.folder)
+        records.add("constant", "constant", _target_rows(_first(20)))
+        # Of general questions 20 won and 45 lost, a one-sided p of about 0.017 against a loss of 2 points; of the
+        # task's 20 won and 8 lost.
+        before = [i < 300 for i in range(400)]
+        kept = [i < 255 or 300 <= i < 320 for i in range(400)]
+        records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=before)
+        records.add("lora", "lora", _target_rows([8 <= i < 140 for i in range(400)]), hellaswag=kept)
+        claim = {"id": 1, "says": "It helps.", "type": "ordering", "a": "lora", "b": "zero_shot", "for": "all"}
+        results = records.results(looks=looks, arms=["lora"], claims=[claim])
+        arm = next(arm for arm in results.arms if arm.arm == "lora")
+        assert arm.retention is not None
+        return arm.retention.verdict, results.claims[0].verdict
+
+    assert said("one", "whole") == ("harm", "supported")
+    assert said("many", "second") == ("undecided", "undetermined")
+
+
 def test_a_study_that_spent_everything_at_once_cannot_have_many_looks_afterwards(store: Store) -> None:
     _answer(store, 100, looks="one")
     assert any("exploratory" in warning for warning in _answer(store, 120, looks="many").warnings)

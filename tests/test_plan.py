@@ -16,8 +16,10 @@ from finetrap.plan import (
     load_tasks,
     measured_flops,
     missing,
+    most_disk_bytes,
     plan,
     task_record,
+    test_items,
 )
 from finetrap.records import Evaluation, EvaluationRecord, ItemRow, Planned, Trial
 from finetrap.store import Store
@@ -298,8 +300,10 @@ Left = Callable[..., Estimate]
 def left(planned: Planner, tmp_path: Path, tiny_folder: Path) -> Left:
     """What an arm takes of a machine that is so slow that no trial ends within a second."""
 
-    def of(arm: str, *, task: str = "arc_easy", flops: float = 1.0, dtype: str = "float32") -> Estimate:
-        values = {"tasks": task, "limit_train": 16, "limit_test": 10, "retention": []}
+    def of(
+        arm: str, *, task: str = "arc_easy", flops: float = 1.0, dtype: str = "float32", retention: Sequence[str] = ()
+    ) -> Estimate:
+        values = {"tasks": task, "limit_train": 16, "limit_test": 10, "retention": list(retention)}
         study = Study.model_validate({"models": str(tiny_folder), "arms": [arm], **values})
         trial = next(p for p in planned(arms=[arm], dtype=dtype, **values) if p.trial.arm == arm.partition(":")[0])
         return estimate(study, trial, load_tasks(study)[task], Store(tmp_path), flops=flops)
@@ -335,6 +339,30 @@ def test_a_full_model_takes_all_its_weights_on_disk_and_an_adapter_a_tenth(left:
     assert left("lora").disk_bytes == 4 * weights // 10
 
 
+@pytest.mark.parametrize(("keep", "models"), [("best", 4.1), ("none", 2)])
+def test_weights_that_are_not_kept_take_no_disk_together(
+    planned: Planner, tmp_path: Path, tiny_folder: Path, keep: str, models: float
+) -> None:
+    """Three full models, one half-way and an adapter; with `keep` none the one that is gone on from, and another."""
+    arms = ["full", "a=full:learning_rate=1e-3", "b=full:learning_rate=1e-4", "h=interpolated:of=a", "lora"]
+    values = {"arms": arms, "retention": [], "limit_train": 16, "limit_test": 10, "tasks": "arc_easy"}
+    study = Study.model_validate({"models": str(tiny_folder), **values, "keep": keep})
+    items = load_tasks(study)["arc_easy"]
+    left = [(p, estimate(study, p, items, Store(tmp_path), flops=1e9)) for p in planned(**values, keep=keep)]
+    weights = 4 * left[0][0].trial.model.parameters
+    assert most_disk_bytes(study, left) == pytest.approx(models * weights, rel=1e-3)
+
+
+def test_how_far_a_model_moved_is_read_twice_and_not_generated(left: Left, tiny_folder: Path, planned: Planner) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "arc_easy"})
+    texts = test_items(study, study.task("divergence"), "retention").examples
+    weights = planned()[0].trial.model.parameters
+    more = left("lora", retention=["divergence"]).seconds - left("lora").seconds
+    assert more == pytest.approx(4 * weights * 2 * _tokens(texts))
+    # The untouched model did not.
+    assert left("zero_shot", retention=["divergence"]) == left("zero_shot")
+
+
 def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(
     left: Left, tiny_folder: Path, planned: Planner
 ) -> None:
@@ -343,7 +371,8 @@ def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(
     target = asked_of(planned(tasks="gsm8k"), "few_shot")[0]
     weights = planned()[0].trial.model.parameters
     # A token that is written costs one and a half that are read.
-    shown = 5 * 10 * _tokens(items.splits.train) / len(items.splits.train)
+    # Shots are read once for all questions.
+    shown = 5 * _tokens(items.splits.train) / len(items.splits.train)
     tokens = _tokens(examples_of(study, items, target)) + 10 * 1.5 * target.max_new_tokens + shown
     assert left("few_shot:shots=5", task="gsm8k").seconds == pytest.approx(4 * weights * tokens)
     # The trivial answer is not generated.

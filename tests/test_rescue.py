@@ -11,11 +11,12 @@ from peft import PeftModel
 from statsmodels.stats.multitest import multipletests
 from support import called, contents, rows_in, trial_folder, written_at
 from tiny import make_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from finetrap.config import Study
 from finetrap.duplicates import normalise, sample
 from finetrap.errors import StudyError
+from finetrap.listing import where_to_find
 from finetrap.method import build, complete_settings
 from finetrap.plan import load_tasks
 from finetrap.records import ModelRecord, Trial
@@ -160,6 +161,22 @@ def test_another_parent_is_another_trial() -> None:
     assert half.model_copy(update={"parent": "b"}).training_key != half.training_key
 
 
+def test_what_lies_between_can_be_shipped(between: Path, reader: Path) -> None:
+    """Its weights are a model's folder of its own, and the command says where and how to load them."""
+    results = Results.model_validate_json((between / "results.json").read_bytes())
+    (undecided,) = results.recommendations
+    chosen = results.model_copy(update={"recommendations": (undecided.model_copy(update={"method": "full1"}),)})
+    artifact = trial_folder(between, "full1") / "artifact"
+    assert f"The weights of 'full1' are in {artifact}" in where_to_find(chosen, between)
+    base, tuned, half = (
+        AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        for folder in (reader, trial_folder(between, "full") / "artifact", artifact)
+    )
+    for name, value in half.items():
+        torch.testing.assert_close(value, (base[name] + tuned[name]) / 2)
+    assert AutoTokenizer.from_pretrained(artifact)("red")["input_ids"]
+
+
 def test_what_costs_is_what_the_parent_cost(between: Path) -> None:
     results = Results.model_validate_json((between / "results.json").read_bytes())
     cost = {arm.arm: arm.cost.train_tokens for arm in results.arms}
@@ -198,7 +215,7 @@ def test_weights_that_are_gone_are_trained_again_and_a_checkpoint_is_a_parent_to
     assert written_at(out, "training.json") != trained
     assert loglikelihoods(out, "full") == before
     assert loglikelihoods(out, "half") != before
-    assert not (parent / "artifact").exists()
+    assert not list(out.glob("trials/*/artifact"))
     assert loglikelihoods(out, "mine_half") == loglikelihoods(between, "lora1")
 
 

@@ -68,7 +68,7 @@ def test_a_time_is_read(text: str, seconds: float | None) -> None:
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(20, "20 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "words"), [(20, "20 s"), (600, "10 min"), (9000, "2.5 h"), (432e6, "5,000 days")])
 def test_a_time_is_said(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 

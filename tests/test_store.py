@@ -338,11 +338,12 @@ def test_every_reading_of_a_test_set_is_noted(tiny_folder: Path, tmp_path: Path,
 # --- weights that are kept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("none", set()), ("best", {"lora"}), ("all", {"full", "lora"})])
+@pytest.mark.parametrize(("keep", "kept"), [("none", set()), ("best", {"lora"}), ("all", {"full", "lora", "half"})])
 def test_the_weights_that_were_asked_for_are_kept(tiny_folder: Path, tmp_path: Path, keep: str, kept: set[str]) -> None:
-    results = run_study(tmp_path, tiny_folder, arms=["full", "lora:rank=2"], keep=keep)
-    assert results.recommendations[0].method != "full"
-    assert {arm for arm in ("full", "lora") if (trial_folder(tmp_path / "out", arm) / "artifact").is_dir()} == kept
+    results = run_study(tmp_path, tiny_folder, arms=["full", "lora:rank=2", "half=interpolated:of=full"], keep=keep)
+    assert results.recommendations[0].method not in ("full", "half")
+    trained = ("full", "lora", "half")
+    assert {arm for arm in trained if (trial_folder(tmp_path / "out", arm) / "artifact").is_dir()} == kept
 
 
 def test_weights_that_were_not_kept_are_not_trained_again_while_nothing_is_missing(
@@ -353,6 +354,24 @@ def test_weights_that_were_not_kept_are_not_trained_again_while_nothing_is_missi
     before = contents(out / "trials")
     run_study(tmp_path, tiny_folder, keep="none")
     assert contents(out / "trials") == before
+
+
+def test_weights_that_are_not_kept_go_with_their_trial(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those that another trial goes on from, so that a long study needs the disk of two models."""
+    there: dict[str, set[str]] = {}
+    begin = Store.begin
+
+    def beginning(store: Store, trial: Trial) -> Path:
+        there[trial.arm] = {path.parent.name.split("--")[-3] for path in store.folder.glob("trials/*/artifact")}
+        return begin(store, trial)
+
+    monkeypatch.setattr(Store, "begin", beginning)
+    arms = ["full", "other=full:learning_rate=1e-3", "lora:rank=2", "half=interpolated:of=full"]
+    run_study(tmp_path, tiny_folder, arms=arms, keep="none", retention=None)
+    assert (there["other"], there["lora"], there["half"]) == ({"full"}, {"full"}, {"full"})
+    assert not list(tmp_path.glob("out/trials/*/artifact"))
 
 
 # --- what goes wrong -------------------------------------------------------------------------------------------------

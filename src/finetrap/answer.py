@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetrap import stats
-from finetrap.claims import cells_of, judge
+from finetrap.claims import judge_study
 from finetrap.config import REFERENCE_ARMS, Study
 from finetrap.looks import LookAt, look_at
 from finetrap.plan import missing
@@ -24,7 +24,7 @@ from finetrap.results import (
     Retention,
     VersusZeroShot,
 )
-from finetrap.retention import mean, retention_of, samples_of, scores_of
+from finetrap.retention import mean, over_seeds, retention_of, samples_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
 from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
@@ -70,13 +70,13 @@ class _Cell:
     def _table(self, rule: str) -> stats.Scores:
         return np.stack([scores_of(rows, rule) for rows in self.target], axis=1)
 
-    def rows_of(self, purpose: str) -> dict[str, list[ItemRow]]:
-        """By task, the first seed's rows of evaluations that are done."""
-        first = self.planned[0]
+    def rows_of(self, purpose: str, seed: int = 0) -> dict[str, list[ItemRow]]:
+        """By task, the rows of evaluations that are done, of the first seed or the one at that place."""
+        planned = self.planned[seed]
         return {
-            e.task: self.store.rows(first.trial, e)
-            for e in first.evaluations
-            if e.purpose == purpose and self.store.evaluation(first.trial, e) is not None
+            e.task: self.store.rows(planned.trial, e)
+            for e in planned.evaluations
+            if e.purpose == purpose and self.store.evaluation(planned.trial, e) is not None
         }
 
 
@@ -145,7 +145,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         recommendations=tuple(recommendations),
-        claims=judge(study.claims, cells_of(plan, store)) if study.claims else (),
+        claims=judge_study(study, plan, store),
         failures=failures,
         warnings=(*filter(None, looks), *_warnings(arms, plan, environments)),
     )
@@ -200,15 +200,15 @@ def _arm_results(study: Study, cells: dict[str, _Cell], look: LookAt) -> list[Ar
     versus, pool = versus_zero_shot(scored, margin=study.margin, alpha=look.alpha), pool_of(scored)
     reference = cells.get("zero_shot")
     compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
-    return [_arm_result(study, cell, reference, versus.get(arm), compared, pool) for arm, cell in cells.items()]
+    kept = {arm: _retention(study, cell, reference, compared, look) for arm, cell in cells.items()}
+    return [_arm_result(cell, reference, versus.get(arm), kept[arm], pool) for arm, cell in cells.items()]
 
 
 def _arm_result(
-    study: Study,
     cell: _Cell,
     reference: _Cell | None,
     versus: VersusZeroShot | None,
-    compared: int,
+    retention: Retention | None,
     pool: stats.SeedPool | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
@@ -237,7 +237,7 @@ def _arm_result(
         fields=_fields(every),
         rule=cell.task.rule if cell.task is not None else "",
         vs_zero_shot=versus,
-        retention=_retention(study, cell, reference, compared),
+        retention=retention,
         out_of_distribution=tuple(_out_of_distribution(cell, reference)),
         cost=_cost(cell),
         outcomes={outcome: counts[outcome] for outcome in sorted(counts)},
@@ -281,13 +281,24 @@ def _shipped_bytes(trial: Trial, *, trained: bool) -> int | None:
     return trial.model.file_bytes
 
 
-def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int) -> Retention | None:
+def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int, look: LookAt) -> Retention | None:
     if reference is None or cell.trial.method == "constant":
         return None
     before = reference.rows_of("retention")
-    prompts_only = cell.trial.method in ("zero_shot", "few_shot", "prompted")
-    after = before if prompts_only else cell.rows_of("retention")
-    return retention_of(study, before, after, arms=compared, prompts_only=prompts_only)
+    if cell.trial.method in ("zero_shot", "few_shot", "prompted"):
+        return retention_of(study, before, before, arms=compared, prompts_only=True)
+    seeds = [p.trial.seed for p in cell.planned]
+    each = {
+        seed: kept
+        for place, seed in enumerate(seeds)
+        if (after := cell.rows_of("retention", place))
+        and (
+            kept := retention_of(
+                study, before, after, arms=compared, prompts_only=False, alpha=look.alpha, seeds=len(seeds)
+            )
+        )
+    }
+    return over_seeds(each)
 
 
 def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDistribution]:

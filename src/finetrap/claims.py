@@ -17,6 +17,8 @@ import numpy as np
 
 from finetrap import stats
 from finetrap.claim_spec import Claim, Equivalence, Interaction
+from finetrap.config import Study
+from finetrap.looks import least_level
 from finetrap.records import ModelRecord, Plan, Planned
 from finetrap.results import ClaimResult, ClaimVerdict
 from finetrap.retention import scores_of
@@ -90,6 +92,13 @@ def judge(claims: Sequence[Claim], cells: Sequence[Cell], *, alpha: float = stat
             )
         )
     return tuple(results)
+
+
+def judge_study(study: Study, plan: Plan, store: Store) -> tuple[ClaimResult, ...]:
+    """The claims of a study against its records, at the level of this look."""
+    if not study.claims:
+        return ()
+    return judge(study.claims, cells_of(plan, store), alpha=least_level(study, plan, store))
 
 
 def _judge(claim: Claim, cells: Sequence[Cell]) -> tuple[_Judged, tuple[str, ...]]:

@@ -41,6 +41,12 @@ def look_at(study: Study, plan: Plan, store: Store, model: str, task: str) -> Lo
     return _look(study, before, _evaluated(plan, model, task))[0]
 
 
+def least_level(study: Study, plan: Plan, store: Store) -> float:
+    """The level of what is said over models and tasks: that of the one which was looked at most."""
+    asked = dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned)
+    return min((look_at(study, plan, store, *one).alpha for one in asked), default=stats.ALPHA)
+
+
 def log_answers(study: Study, plan: Plan, store: Store) -> None:
     """Count the answers that are about to be given: of each model and task all of whose target evaluations are done."""
     for model, task in dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned):

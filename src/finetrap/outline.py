@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from finetrap.config import ModelSpec, Study
 from finetrap.data import Splits
 from finetrap.models import Source, find, on_this_machine
-from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, plan
+from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, most_disk_bytes, plan
 from finetrap.presets import PRESETS
 from finetrap.records import ModelRecord, Planned
 from finetrap.rows import here as data_here
@@ -163,8 +163,8 @@ def outline_text(outline: Outline, folder: Path) -> str:
             lines.append(f"{trial.arm:<16} {what:<7} {trial.task:<{tasks}} {state:>10}  evaluated on {asked}")
     for name, source, size in outline.downloads:
         lines.append(f"to fetch: {name} ({source}), {_size(size)}")
-    known = [left for planned, left in outline.trials if planned.trial.model.label not in outline.unknown]
-    seconds, disk = (sum(values) for values in zip(*known, strict=True)) if known else (0.0, 0)
+    known = [(p, left) for p, left in outline.trials if p.trial.model.label not in outline.unknown]
+    seconds, disk = sum(left.seconds for _, left in known), most_disk_bytes(outline.study, known)
     left_out = f", and what {' and '.join(outline.unknown)} takes" if outline.unknown else ""
     lines.append(
         f"{len(outline.trials)} trials, roughly {in_words(seconds)} and {disk / 2**20:,.0f} MiB in {folder}{left_out}; "

@@ -279,25 +279,50 @@ def estimate(study: Study, planned: Planned, items: TaskItems, store: Store, flo
     method = build(trial.method, trial.settings)
     items = items.first(planned.train_rows)
     tokens = 0.0
-    disk = 0
     if method.training is not None and store.artifact(trial) is None:
         passes = 3 * method.training.epochs / (1 - method.training.replay)
         tokens += passes * tokens_of(items.splits.train) + 4 * tokens_of(items.splits.validation)
-        disk = (
-            0
-            if planned.rung is not None
-            else trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4) // (10 if method.adapter else 1)
-        )
     for evaluation in todo:
         if method.trivial and evaluation.kind == "generate":
             continue
         examples = examples_of(study, items, evaluation)
         shots = 0 if evaluation.kind == "choice" else method.shots
-        tokens += tokens_of(examples) + shots * evaluation.n * tokens_of(items.splits.train) / len(items.splits.train)
+        if evaluation.kind == "divergence":
+            # Nothing is generated: the untouched model and the adapted one read the texts, unless they are the same.
+            tokens += 0 if trial.method == "zero_shot" else 2 * tokens_of(examples)
+            continue
+        tokens += tokens_of(examples) + shots * tokens_of(items.splits.train) / len(items.splits.train)
         # A decoded token costs as much as several that are read: the weights are loaded for each.
         drawn = evaluation.sampled.samples if evaluation.sampled is not None else 1
         tokens += 3 * evaluation.n * drawn * evaluation.max_new_tokens / 2
-    return Estimate(max(1.0, 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)), disk)
+    seconds = 2 * trial.model.parameters * tokens / (SHARE_OF_PEAK * flops)
+    return Estimate(max(1.0, seconds), _disk_bytes(study, planned, method, store))
+
+
+def _disk_bytes(study: Study, planned: Planned, method: Method, store: Store) -> int:
+    """Of the weights that a trial will write."""
+    trial = planned.trial
+    trains = method.training is not None and planned.rung is None and store.artifact(trial) is None
+    if not trains and (method.of is None or study.keep == "none"):
+        return 0
+    return trial.model.parameters * (2 if trial.dtype == "bfloat16" else 4) // (10 if method.adapter else 1)
+
+
+def most_disk_bytes(study: Study, left: Sequence[tuple[Planned, Estimate]]) -> int:
+    """What the weights of trials take while the study runs.
+
+    With `keep` none they go with their trial, but for those that another trial goes on from.
+    """
+    if not drops_at_once(study):
+        return sum(rest.disk_bytes for _, rest in left)
+    gone_on_from = {planned.trial.parent for planned, _ in left}
+    stay = [rest.disk_bytes for planned, rest in left if planned.trial.training_key in gone_on_from]
+    return sum(stay) + max((rest.disk_bytes for _, rest in left), default=0)
+
+
+def drops_at_once(study: Study) -> bool:
+    """Whether weights go as soon as nothing is missing of their trial; a rescue may still go on from them."""
+    return study.keep == "none" and not study.rescue
 
 
 def tokens_of(examples: Sequence[Example]) -> float:

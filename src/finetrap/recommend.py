@@ -225,7 +225,8 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     parts += [f"{name} {_points(t.delta, sign=True)} points" for name, t in retention.tasks.items() if t.delta < 0]
     if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
         parts.append(f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points")
-    return f"it forgets: {', '.join(parts)}"
+    which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
+    return f"it forgets{which}: {', '.join(parts)}"
 
 
 def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, str]) -> list[str]:

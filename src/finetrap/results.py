@@ -136,6 +136,12 @@ class Retention(Record):
     """Of the delta: Tango's score interval."""
     tasks: dict[str, RetentionTask]
     """By name; general text stands in the bits per byte."""
+    seed: int | None = None
+    """Of the checkpoint that the numbers are of: the first that is shown to forget, else the first. Null for arms that
+    only prompt, and in records of before."""
+    seeds: dict[str, Verdict] = Field(default_factory=dict)
+    """By seed, what is shown of its checkpoint; the verdict is `harm` where one of them is, `no_difference` where all
+    are."""
 
 
 class OutOfDistribution(Record):

@@ -34,12 +34,20 @@ def mean(values: Sequence[float]) -> float:
 
 
 def retention_of(
-    study: Study, before: RowsOfTasks, after: RowsOfTasks, *, arms: int, prompts_only: bool
+    study: Study,
+    before: RowsOfTasks,
+    after: RowsOfTasks,
+    *,
+    arms: int,
+    prompts_only: bool,
+    alpha: float = stats.ALPHA,
+    seeds: int = 1,
 ) -> Retention | None:
     """What an arm's model can still do (`after`), against the untouched one; None where a task is missing.
 
-    The verdict is simultaneous over so many `arms`: retention is a family of its own. An arm that only prompts has it
-    unchanged, by construction.
+    The verdict is simultaneous over so many `arms`: retention is a family of its own, at level `alpha` of this look; to
+    show harm it is simultaneous over so many `seeds` of the arm too. An arm that only prompts has it unchanged, by
+    construction.
     """
     if not before or set(after) != set(before):
         return None
@@ -78,7 +86,7 @@ def retention_of(
         ci95=mean_interval,
         verdict="no_difference"
         if prompts_only
-        else _verdict(*_losses(study, differences, scales, text, turns), alpha=stats.ALPHA / max(1, arms)),
+        else _verdict(*_losses(study, differences, scales, text, turns), alpha=alpha / max(1, arms), seeds=seeds),
         bits_per_byte=bits,
         bits_per_byte_delta=bits_delta,
         bits_per_byte_ci95=bits_interval,
@@ -86,6 +94,21 @@ def retention_of(
         **_chat_format(turns),
         tasks=tasks,
     )
+
+
+def over_seeds(each: Mapping[int, Retention]) -> Retention | None:
+    """Of an arm's checkpoints by seed: the first that forgets, else the first, with the verdict over all of them.
+
+    Harm is shown by any checkpoint, and ruled out where each of them rules it out (Berger 1982): whoever trains once
+    more gets one of such checkpoints. None where there is none.
+    """
+    if not each:
+        return None
+    verdicts = {str(seed): one.verdict for seed, one in each.items()}
+    shown = next((seed for seed, one in each.items() if one.verdict == "harm"), next(iter(each)))
+    agreed = "no_difference" if set(verdicts.values()) == {"no_difference"} else "undecided"
+    verdict = "harm" if "harm" in verdicts.values() else agreed
+    return each[shown].model_copy(update={"verdict": verdict, "seed": shown, "seeds": verdicts})
 
 
 def _mean_interval(
@@ -164,13 +187,13 @@ def _losses(
     return [*losses, *([bits] if text else [])], [chat_format] if turns else []
 
 
-def _verdict(losses: Sequence[Loss], shown_only: Sequence[Loss], *, alpha: float) -> Verdict:
+def _verdict(losses: Sequence[Loss], shown_only: Sequence[Loss], *, alpha: float, seeds: int) -> Verdict:
     """One-sided non-inferiority at level `alpha`, by two-sided intervals at twice that.
 
-    Harm is shown by any of the losses, so that they share alpha; it is ruled out where each of them rules it out, for
-    which none has to give way (Berger 1982).
+    Harm is shown by any of the losses, and by any of the `seeds`, so that they share alpha; it is ruled out where each
+    of them rules it out, for which none has to give way (Berger 1982).
     """
-    count = len(losses) + len(shown_only)
+    count = seeds * (len(losses) + len(shown_only))
     if any(loss(2 * alpha / count).low > 0 for loss in (*losses, *shown_only)):
         return "harm"
     if losses and all(loss(2 * alpha).high < 0 for loss in losses):

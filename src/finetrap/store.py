@@ -228,9 +228,9 @@ class Store:
         return _read(Trial, specs[0]) if specs else None
 
     def artifact(self, trial: Trial) -> Path | None:
-        """The trained weights, if they are there whole."""
+        """The trained weights, or those between them and the untouched ones, if they are there whole."""
         folder = self.trial_folder(trial) / "artifact"
-        return folder if self.training(trial) is not None and folder.is_dir() else None
+        return folder if folder.is_dir() and (trial.parent or self.training(trial)) else None
 
     def training(self, trial: Trial) -> TrainingRecord | None:
         """What training came to, if it is done."""

@@ -14,11 +14,11 @@ from finetrap.errors import StudyError
 from finetrap.looks import log_answers
 from finetrap.method import build, is_trained, tunable
 from finetrap.models import LoadedModel, Source
-from finetrap.plan import missing, test_items
+from finetrap.plan import drops_at_once, missing, most_disk_bytes, test_items
 from finetrap.prepare import Prepared, estimates, planned_anew, prepare
 from finetrap.progress import Reporter
-from finetrap.records import FailureRecord, Plan, Planned
-from finetrap.results import Results
+from finetrap.records import FailureRecord, Planned
+from finetrap.results import Recommendation, Results
 from finetrap.size import sized_text
 from finetrap.store import Store, disk_errors, is_disk_error
 from finetrap.tune import tuning_of
@@ -57,7 +57,7 @@ def run(
             # Without what failed above, which has been tried.
             prepared = _run_missing(rescuing, reporter, seconds, retry_failed=False)
         results = answer(study, store)
-        _drop_weights(study, prepared.plan, results, store)
+        _drop_weights(study, prepared.plan.planned, results.recommendations, store)
     return results
 
 
@@ -110,7 +110,7 @@ def _check_resources(prepared: Prepared) -> float:
     from finetrap.cost import check_memory
 
     left = estimates(prepared)
-    prepared.store.check_space(sum(rest.disk_bytes for _, rest in left))
+    prepared.store.check_space(most_disk_bytes(prepared.study, left))
     for planned, rest in left:
         trial = planned.trial
         if rest.disk_bytes and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
@@ -179,6 +179,8 @@ def _run_model(study: Study, prepared: Prepared, source: Source, reporter: Repor
     prepared = _tune(study, prepared, source, loaded, reporter)
     for planned in left(prepared):
         _run_one(study, prepared, planned, loaded, reporter)
+        if drops_at_once(study):
+            _drop_weights(study, [p for p in prepared.plan.planned if _beside(p, planned)], (), prepared.store)
     return prepared
 
 
@@ -200,6 +202,10 @@ def _tune(study: Study, prepared: Prepared, source: Source, loaded: LoadedModel,
             prepared = planned_anew(prepared)
             store.save_plan(prepared.plan)
     return prepared
+
+
+def _beside(one: Planned, other: Planned) -> bool:
+    return (one.trial.model, one.trial.task) == (other.trial.model, other.trial.task)
 
 
 def _title(planned: Planned) -> str:
@@ -258,21 +264,23 @@ def _collect_garbage() -> None:
         raise KeyboardInterrupt
 
 
-def _drop_weights(study: Study, resolved: Plan, results: Results, store: Store) -> None:
-    """Keep of the weights what `keep` says."""
+def _drop_weights(
+    study: Study, trials: Sequence[Planned], recommendations: Sequence[Recommendation], store: Store
+) -> None:
+    """Keep of the weights of trials what `keep` says, and what another one of them waits for."""
     recommended = {
-        (r.model, r.task, arm) for r in results.recommendations for arm in (r.method, r.leader if r.undecided else None)
+        (r.model, r.task, arm) for r in recommendations for arm in (r.method, r.leader if r.undecided else None)
     }
     kept = {
         key
-        for p in resolved.planned
+        for p in trials
         if (p.trial.model.label, p.trial.task, p.trial.arm) in recommended
         for key in (p.trial.training_key, p.trial.parent)
     }
-    waited_for = {p.trial.parent for p in resolved.planned if missing(p, store)}
-    for planned in resolved.planned:
+    waited_for = {p.trial.parent for p in trials if p.trial.parent and missing(p, store)}
+    for planned in trials:
         trial = planned.trial
-        if study.keep == "all" or not is_trained(trial.method) or missing(planned, store):
+        if study.keep == "all" or store.artifact(trial) is None or missing(planned, store):
             continue
         if trial.training_key in waited_for:
             continue

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -62,6 +62,8 @@ def run_trial(
         store.forget_evaluations(trial)
         todo = list(planned.evaluations)
     model = _adapted(planned, method, loaded, items, store, reporter)
+    if method.of is not None and study.keep != "none":
+        store.save_artifact(trial, partial(_save, model, loaded.tokenizer))
     adapted = replace(loaded, model=model, untouched=loaded.model)
     for evaluation in todo:
         task, examples = study.task(evaluation.task), examples_of(study, items, evaluation)
@@ -248,11 +250,7 @@ def _train(
             progress=progress,
         )
 
-    def save(folder: Path) -> None:
-        wrapped.save_pretrained(folder)  # type: ignore[operator]
-        if not method.adapter:
-            loaded.tokenizer.save_pretrained(folder)
-
+    save = partial(_save, wrapped, None if method.adapter else loaded.tokenizer)
     kept = planned.rung is None
     artifact_bytes = folder_bytes(store.save_artifact(trial, save)) if kept else 0
     record = TrainingRecord(
@@ -271,6 +269,12 @@ def _train(
     )
     store.save_training(trial, record, trained.log)
     return _merged(wrapped, loaded.model.dtype) if method.adapter else model
+
+
+def _save(model: torch.nn.Module, tokenizer: "PreTrainedTokenizerBase | None", folder: Path) -> None:
+    model.save_pretrained(folder)  # type: ignore[operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 @lru_cache(maxsize=2)

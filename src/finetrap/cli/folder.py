@@ -55,7 +55,7 @@ def claims(
 
     Example: finetrap claims finetrap-smollm2_135m
     """
-    from finetrap.claims import cells_of, judge
+    from finetrap.claims import judge_study
     from finetrap.listing import claims_json, claims_text
     from finetrap.store import Store
 
@@ -63,5 +63,5 @@ def claims(
     study = store.study()
     if not study.claims:
         raise StudyError(f"the study in {folder} states no claims; add `claims:` to its study file and run it again.")
-    judged = judge(study.claims, cells_of(store.plan(), store))
+    judged = judge_study(study, store.plan(), store)
     typer.echo(claims_json(judged) if json else claims_text(judged))
