@@ -142,14 +142,14 @@ def test_a_study_keeps_the_questions_it_asked(out: Path) -> None:
 def test_a_crash_between_rows_and_result_leaves_the_evaluation_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = store_module._write
+    write = store_module.write_file
 
     def dies(path: Path, content: str | bytes) -> Path:
         if path.name == "result.json":
             raise Crash
         return write(path, content)
 
-    monkeypatch.setattr(store_module, "_write", dies)
+    monkeypatch.setattr(store_module, "write_file", dies)
     store = Store(tmp_path)
     with pytest.raises(Crash):
         store.save_evaluation(TRIAL, RECORD, ROWS)
