@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import called, contents, rows_in, study_file, trial_folder, written_at
+from support import called, contents, evaluation_record, rows_in, study_file, trial_folder, written_at
 
 from finetrap import store as store_module
 from finetrap.config import load_study, make_study
@@ -18,7 +18,6 @@ from finetrap.errors import StudyError
 from finetrap.method import Method, Training, method
 from finetrap.records import (
     Evaluation,
-    EvaluationRecord,
     ItemRow,
     ModelRecord,
     TrainingRecord,
@@ -44,15 +43,7 @@ TRIAL = Trial(
     validation_items="v",
 )
 EVALUATION = Evaluation(purpose="target", task="arc_easy", task_version=1, kind="choice", items="i", n=2, chat=False)
-RECORD = EvaluationRecord(
-    evaluation=EVALUATION,
-    eval_seconds=1,
-    peak_memory_bytes=1,
-    prompt_tokens=1,
-    output_tokens=1,
-    environment="e",
-    finished="now",
-)
+RECORD = evaluation_record(EVALUATION)
 ROWS = [
     ItemRow(id="a", prompt="p", output="line\u2028separator\nand \x85 others", gold="0", correct=True),
     ItemRow(id="b", prompt="q", bits=0.1 + 0.2, bytes=3, loglikelihoods=(-1.5, -1e-300)),
