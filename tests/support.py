@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from finetrap.cli import app, call
+from finetrap.records import Evaluation, EvaluationRecord
 
 SMALL = {
     "tasks": ["arc_easy"],
@@ -39,6 +40,19 @@ def called(capsys: pytest.CaptureFixture[str], *arguments: object) -> Called:
     capsys.readouterr()
     code = call(app, [str(argument) for argument in arguments])
     return Called(code, *capsys.readouterr())
+
+
+def evaluation_record(evaluation: Evaluation) -> EvaluationRecord:
+    """That an evaluation is done."""
+    return EvaluationRecord(
+        evaluation=evaluation,
+        eval_seconds=1,
+        peak_memory_bytes=1,
+        prompt_tokens=1,
+        output_tokens=1,
+        environment="e",
+        finished="now",
+    )
 
 
 def study_file(folder: Path, model: Path | str, **settings: object) -> Path:
@@ -195,6 +209,13 @@ def check(capsys: pytest.CaptureFixture[str], place: Place, arguments: list[obje
     assert "Traceback" not in done.err
     assert contents(place.folder) == before
     return done
+
+
+def error_of(done: Called) -> str:
+    """What a command said that refused its input: one line."""
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    return done.err
 
 
 def cases(*given: Case) -> Callable[..., object]:

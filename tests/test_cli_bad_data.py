@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from own_rows import chat_rows, rows, write
-from support import Place, called, cases, check, contents
+from support import Place, called, cases, check, contents, error_of
 
 Arguments = Callable[[Place], list[object]]
 
@@ -124,10 +124,7 @@ def test_a_file_that_cannot_be_read_is_told(
 
 
 def one_line(capsys: pytest.CaptureFixture[str], place: Place, arguments: Arguments, says: str) -> None:
-    done = check(capsys, place, arguments(place))
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, arguments(place)))
 
 
 TWO = ["fire", "water"]
@@ -348,9 +345,7 @@ def test_check_data_says_what_would_stop_a_study_in_one_line_too(
     before = contents(place.folder)
     done = called(capsys, "check-data", train, "--model", place.model, *rest)
     assert done.code == 2
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(done)
     assert contents(place.folder) == before
 
 

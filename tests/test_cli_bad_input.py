@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
-from support import Place, called, cases, check, model_copy, study_file, without_chat_template
+from support import Place, called, cases, check, error_of, model_copy, study_file, without_chat_template
 
 from finetrap.store import Store
 
@@ -131,10 +131,7 @@ def no_chat_template(place: Place) -> list[object]:
 def test_a_model_that_cannot_be_used_is_told(
     capsys: pytest.CaptureFixture[str], place: Place, arguments: Callable[[Place], list[object]], says: str
 ) -> None:
-    done = check(capsys, place, arguments(place))
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, arguments(place)))
 
 
 @cases(
@@ -211,10 +208,7 @@ def checkpoint_file(place: Place) -> list[object]:
 def test_arms_tasks_and_settings_that_cannot_be_are_told(
     capsys: pytest.CaptureFixture[str], place: Place, arguments: Callable[[Place], list[object]], says: str
 ) -> None:
-    done = check(capsys, place, arguments(place))
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, arguments(place)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -268,10 +262,7 @@ def raw(content: bytes) -> Callable[[Place], list[object]]:
 def test_a_study_file_that_cannot_be_is_told(
     capsys: pytest.CaptureFixture[str], place: Place, arguments: Callable[[Place], list[object]], says: str
 ) -> None:
-    done = check(capsys, place, arguments(place))
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, arguments(place)))
 
 
 # --- what the command line itself refuses ----------------------------------------------------------------------------
@@ -339,10 +330,7 @@ def with_a_damaged_study(place: Place) -> list[object]:
 def test_a_folder_that_cannot_be_written_to_is_told(
     capsys: pytest.CaptureFixture[str], place: Place, arguments: Callable[[Place], list[object]], says: str
 ) -> None:
-    done = check(capsys, place, arguments(place))
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, arguments(place)))
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
@@ -358,10 +346,7 @@ def test_a_folder_that_no_study_wrote_is_told(
     says: str,
     command: str,
 ) -> None:
-    done = check(capsys, place, [command, *arguments(place)])
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, [command, *arguments(place)]))
 
 
 @pytest.mark.parametrize("command", ["status", "report"])
@@ -393,10 +378,7 @@ def test_a_damaged_record_is_named(
     shutil.copytree(finished, place.folder / "out")
     (path,) = (place.folder / "out").glob(damaged)
     path.write_bytes(content)
-    done = check(capsys, place, [command, "out"])
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert path.name in done.err
+    assert path.name in error_of(check(capsys, place, [command, "out"]))
 
 
 def test_a_damaged_record_stops_a_run_before_it_is_built_upon(

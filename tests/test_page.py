@@ -15,6 +15,7 @@ import pytest
 from conftest import HOSTILE
 from support import Page, called, contents, page_of, rows_in
 
+from finetrap.charts import OUTCOME_TONES
 from finetrap.errors import StudyError
 from finetrap.records import FailureRecord
 from finetrap.store import Store
@@ -107,6 +108,7 @@ def test_every_answer_to_every_question_is_there(page_study: Path) -> None:
     items, rows = page_of(page_study).items("s1-0"), _target_rows(page_study)
     questions = {example.id: example.question for example in get_task("gsm8k").load("test")}
     assert set(items["arms"]) == set(rows)
+    assert dict(zip(items["outcomes"], items["tones"], strict=True)) == OUTCOME_TONES
     assert len(items["items"]) == 12
     for item in items["items"]:
         assert item["question"] == questions[item["id"]]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from support import evaluation_record
 
 from finetrap.config import ModelSpec, Study
 from finetrap.models import find
@@ -21,7 +22,7 @@ from finetrap.plan import (
     task_record,
     test_items,
 )
-from finetrap.records import Evaluation, EvaluationRecord, ItemRow, Planned, Trial
+from finetrap.records import Evaluation, ItemRow, Planned, Trial
 from finetrap.store import Store
 from finetrap.task import Example
 
@@ -252,16 +253,7 @@ def test_another_prompt_decoding_or_item_is_another_evaluation(planned: Planner,
 
 
 def _save(store: Store, trial: Trial, evaluation: Evaluation) -> None:
-    record = EvaluationRecord(
-        evaluation=evaluation,
-        eval_seconds=1,
-        peak_memory_bytes=1,
-        prompt_tokens=1,
-        output_tokens=1,
-        environment="e",
-        finished="now",
-    )
-    store.save_evaluation(trial, record, [ItemRow(id="a", prompt="p")])
+    store.save_evaluation(trial, evaluation_record(evaluation), [ItemRow(id="a", prompt="p")])
 
 
 def test_what_is_done_is_not_planned_again(planned: Planner, tmp_path: Path) -> None:

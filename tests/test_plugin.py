@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from own_rows import rows, write
-from support import Place, called, check, contents, study_file, trial_folder, written_at
+from support import Place, called, check, contents, error_of, study_file, trial_folder, written_at
 
 from finetrap import OwnData, StudyError, load_plugin
 from finetrap.method import is_trained, method
@@ -274,9 +274,7 @@ def test_a_plugin_that_cannot_be_loaded_is_told_and_leaves_nothing(
     before = registered()
     plugin_at(place.folder, HEAD + text)
     done = check(capsys, place, ["methods", "--plugin", "mine.py"])
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(done)
     assert registered() == before
     assert not is_trained("zero_shot")
 
@@ -324,10 +322,7 @@ def test_what_a_plugin_raises_when_it_is_asked_is_told(
 ) -> None:
     plugin_at(place.folder, HEAD + text)
     write(place.folder / "mine.csv", rows(60))
-    done = check(capsys, place, ["compare", "--model", place.model, "--plugin", "mine.py", *options])
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert says in done.err
+    assert says in error_of(check(capsys, place, ["compare", "--model", place.model, "--plugin", "mine.py", *options]))
 
 
 def test_a_setting_without_annotation_has_the_type_of_its_default(tmp_path: Path) -> None:

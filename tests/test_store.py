@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import called, contents, rows_in, study_file, trial_folder, written_at
+from support import called, contents, evaluation_record, rows_in, study_file, trial_folder, written_at
 
 from finetrap import store as store_module
 from finetrap.config import load_study, make_study
@@ -18,7 +18,6 @@ from finetrap.errors import StudyError
 from finetrap.method import Method, Training, method
 from finetrap.records import (
     Evaluation,
-    EvaluationRecord,
     ItemRow,
     ModelRecord,
     TrainingRecord,
@@ -44,15 +43,7 @@ TRIAL = Trial(
     validation_items="v",
 )
 EVALUATION = Evaluation(purpose="target", task="arc_easy", task_version=1, kind="choice", items="i", n=2, chat=False)
-RECORD = EvaluationRecord(
-    evaluation=EVALUATION,
-    eval_seconds=1,
-    peak_memory_bytes=1,
-    prompt_tokens=1,
-    output_tokens=1,
-    environment="e",
-    finished="now",
-)
+RECORD = evaluation_record(EVALUATION)
 ROWS = [
     ItemRow(id="a", prompt="p", output="line\u2028separator\nand \x85 others", gold="0", correct=True),
     ItemRow(id="b", prompt="q", bits=0.1 + 0.2, bytes=3, loglikelihoods=(-1.5, -1e-300)),
@@ -142,14 +133,14 @@ def test_a_study_keeps_the_questions_it_asked(out: Path) -> None:
 def test_a_crash_between_rows_and_result_leaves_the_evaluation_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = store_module._write
+    write = store_module.write_file
 
     def dies(path: Path, content: str | bytes) -> Path:
         if path.name == "result.json":
             raise Crash
         return write(path, content)
 
-    monkeypatch.setattr(store_module, "_write", dies)
+    monkeypatch.setattr(store_module, "write_file", dies)
     store = Store(tmp_path)
     with pytest.raises(Crash):
         store.save_evaluation(TRIAL, RECORD, ROWS)

@@ -15,8 +15,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMB]?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 
-def _names(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
+def as_tuple(value: object) -> tuple[object, ...]:
+    """A list as it is; one value for a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _size(value: object) -> object:
@@ -25,7 +26,7 @@ def _size(value: object) -> object:
     return round(float(found[1]) * _UNITS[found[2].upper()]) if found else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 
 

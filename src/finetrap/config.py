@@ -1,25 +1,27 @@
 """The study: everything asked for, in one frozen value. Read from YAML, checked before torch is imported."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from finetrap.claim_spec import Claim, check_claims, make_claim
+from finetrap.claim_spec import Names, check_claims
 from finetrap.errors import StudyError, unknown
-from finetrap.in_memory import is_model, is_table, named_model, shown_name
+from finetrap.in_memory import shown_name
 from finetrap.method import Arm, is_trained, parse_arm
 from finetrap.own_data import OwnData, own_task
 from finetrap.records import TUNING_SEED, Input, Sampled
 from finetrap.size import Size, check_size, with_size
+from finetrap.spelling import Bytes, Claims, Models, ModelSpec, Seeds, Tasks
+from finetrap.study_file import read_study_file
 from finetrap.task import LM_EVAL, Task, get_task, task
 
 if TYPE_CHECKING:
     from finetrap.results import Results
+
+__all__ = ["DEFAULT_ARMS", "REFERENCE_ARMS", "DType", "Keep", "ModelSpec", "Study", "Tune", "load_study", "make_study"]
 
 DEFAULT_ARMS = ("constant", "zero_shot", "few_shot", "full", "lora", "dora")
 REFERENCE_ARMS = ("constant", "zero_shot")
@@ -30,94 +32,20 @@ Tune = Literal["none", "quick", "standard", "thorough"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-class ModelSpec(Input):
-    """A model as the user names it."""
-
-    name: Annotated[str, BeforeValidator(named_model)]
-    """Preset, Hub id, local folder or GGUF file; in Python also a loaded model, or (model, tokenizer)."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub repository."""
-    chat: bool | None = None
-    """Prompt through the chat template; by default where the model is aligned."""
-    trust_remote_code: bool = False
-    """Run Python code that the model's repository brings. Off unless you wrote or read that code."""
-
-
-def _names(value: object) -> object:
-    return value if isinstance(value, list | tuple) else (value,)
-
-
-def _model_specs(value: object) -> object:
-    entries = value if isinstance(value, list | tuple) and not is_model(value) else (value,)
-    return tuple(_each("models", _model_spec, entries))
-
-
-def _model_spec(entry: object) -> object:
-    if isinstance(entry, str | Path) or is_model(entry):
-        return ModelSpec.model_validate({"name": entry})
-    return ModelSpec.model_validate(entry)
-
-
-def _tasks(value: object) -> object:
-    entries = value if isinstance(value, list | tuple) else (value,)
-    return tuple(_each("tasks", _task, entries))
-
-
-def _task(entry: object) -> object:
-    if isinstance(entry, str):
-        return entry
-    return OwnData.model_validate({"train": entry} if is_table(entry) else entry)
-
-
-def _claims(value: object) -> object:
-    entries = value if isinstance(value, list | tuple) else (value,)
-    return tuple(_each("claims", make_claim, entries))
-
-
-def _each(field: str, make: Callable[[object], object], entries: list[object] | tuple[object, ...]) -> Iterator[object]:
-    for index, entry in enumerate(entries):
-        try:
-            yield make(entry)
-        except StudyError as error:
-            raise error.within(field, index) from None
-
-
-def _seeds(value: object) -> object:
-    return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
-
-
-def _bytes(value: object) -> object:
-    """300MB as a number of bytes."""
-    if not isinstance(value, str):
-        return value
-    found = _SIZE.fullmatch(value.strip())
-    if found is None:
-        raise StudyError(f"'{value}' is no size; write bytes, or as 300MB or 1.5GiB.").at("max_size")
-    number, unit, binary = found.groups()
-    return round(float(number) * (1024 if binary else 1000) ** (" kmg".index((unit or " ").lower())))
-
-
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-
-
 class Study(Input):
     """Models x tasks x arms x seeds, and how they are compared."""
 
     name: str = Field(default="study", min_length=1, max_length=100)
     """Also names the folder: finetrap-NAME."""
-    models: Annotated[tuple[ModelSpec, ...], BeforeValidator(_model_specs)] = Field(min_length=1)
+    models: Models = Field(min_length=1)
     """Presets, Hub ids, local folders or GGUF files; in Python also a loaded model, or (model, tokenizer)."""
-    tasks: Annotated[tuple[str | OwnData, ...], BeforeValidator(_tasks)] = Field(min_length=1)
+    tasks: Tasks = Field(min_length=1)
     """What the models are adapted to and tested on: names of `finetrap tasks`, or data of one's own."""
     data_dir: Path | None = None
     """Folder with copies of Hub data sets, as ORG/NAME or NAME below it."""
     arms: Names = DEFAULT_ARMS
     """METHOD, METHOD:setting=value, NAME=METHOD:setting=value or NAME=PATH of a checkpoint; `default`: the six."""
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = Field(default=(0,), min_length=1)
+    seeds: Seeds = Field(default=(0,), min_length=1)
     """A list, or how many. A seed decides data order and initialisation, or the draw of shots."""
     size: str | None = None
     """quick, standard, thorough or a time (45m, 2h): what decides tune, epochs, seeds and limits that are not given."""
@@ -170,7 +98,7 @@ class Study(Input):
     """auto, cpu, cuda, cuda:N or mps."""
     keep: Keep = "best"
     """Weights to keep: none; best: adapters, and the recommended arm's full model; all."""
-    claims: Annotated[tuple[Claim, ...], BeforeValidator(_claims)] = ()
+    claims: Claims = ()
     """What is said of the arms, to be supported or refuted by this study."""
 
     @model_validator(mode="before")
@@ -401,58 +329,13 @@ def load_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Stu
         StudyError: there is no such file, it is not YAML, or it is no study; with file and line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise StudyError(f"there is no study file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"cannot read the study file {path}: {error}.") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise StudyError(f"{path}{line}: not valid YAML: {problem}.") from None
-    if not isinstance(values, dict) or node is None:
-        raise StudyError(f"{path}: expected `key: value` lines, such as `models: [smollm2-135m-instruct-q4]`.")
+    values, line_of = read_study_file(path)
     overrides = overrides or {}
-    _check_no_code(values, path)
 
     def where(location: tuple[str | int, ...]) -> str:
         if location and location[0] in overrides:
             return ""
-        return f"{path}:{_line_of(node, location)}: " if location else f"{path}: "
+        return f"{path}:{line_of(location)}: " if location else f"{path}: "
 
     values = {"name": path.stem, **values, **overrides}
     return make_study(values, where=where)
-
-
-def _check_no_code(values: dict[str, Any], path: Path) -> None:
-    """Check that the file names no code: lm-evaluation-harness runs what a task's file of its own says."""
-    for field in ("tasks", "retention", "out_of_distribution"):
-        for name in _names(values.get(field)):  # type: ignore[attr-defined]
-            if isinstance(name, str) and name.startswith(LM_EVAL) and name.endswith((".yaml", ".yml")):
-                raise StudyError(
-                    f"{path}: {field}: '{name}' is a file that can run code, which a study file does not name; "
-                    f"if you trust it, name it to `finetrap compare --task` or in Python."
-                )
-
-
-def _line_of(node: yaml.Node, location: tuple[str | int, ...]) -> int:
-    """The line, from 1, of the deepest part of `location` that stands in the file."""
-    line: int = node.start_mark.line + 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if found is None:
-                break
-            key, node = found
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

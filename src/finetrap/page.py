@@ -17,7 +17,7 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
-from finetrap.charts import NARROW, TONES, WIDE, inline, palette_css
+from finetrap.charts import NARROW, OUTCOME_TONES, TONES, WIDE, inline, palette_css
 from finetrap.config import Study
 from finetrap.data import load_test
 from finetrap.errors import StudyError
@@ -275,7 +275,8 @@ def _browser(answers: Answers, store: Store, name: str, chosen: str | None) -> d
             said["gold"] = f"choice {gold}, counted from 0"
         items.append(said)
     arms = list(answers.rows)
-    data = {"arms": arms, "outcomes": OUTCOMES, "items": items}
+    tones = [OUTCOME_TONES[outcome] for outcome in OUTCOMES]
+    data = {"arms": arms, "outcomes": OUTCOMES, "tones": tones, "items": items}
     return {
         "id": name,
         "task": answers.evaluation.task,

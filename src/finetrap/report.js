@@ -8,10 +8,8 @@ function element(tag, attributes, ...children) {
   return made;
 }
 
-const TONES = { correct: "green", wrong: "vermillion", no_answer: "purple", truncated: "orange", degenerate: "grey" };
-
 function browse(form) {
-  const { arms, outcomes, items } = JSON.parse(document.getElementById(form.dataset.items).textContent);
+  const { arms, outcomes, tones, items } = JSON.parse(document.getElementById(form.dataset.items).textContent);
   const controls = form.elements;
   const shown = form.querySelector(".item");
   const crosstab = form.querySelector(".crosstab");
@@ -116,7 +114,7 @@ function browse(form) {
     const [code, extracted, output, cut] = said;
     const kind = outcomes[code];
     const words = kind.replace("_", " ") + (cut && kind === "correct" ? ", cut off" : "");
-    const mark = element("span", {}, element("i", { class: `dot tone-${TONES[kind]}` }), words);
+    const mark = element("span", {}, element("i", { class: `dot tone-${tones[code]}` }), words);
     const parts = [element("h4", {}, element("bdi", {}, arm), mark)];
     const taken = extracted === null ? element("i", { class: "label" }, "none") : element("bdi", {}, extracted);
     parts.push(element("p", {}, element("span", { class: "label" }, "Answer: "), taken));
@@ -124,7 +122,7 @@ function browse(form) {
       const reached = { dir: "auto", tabindex: 0, role: "region", "aria-label": `Output of ${arm}` };
       parts.push(element("pre", reached, output));
     }
-    return element("article", { class: `answer tone-${TONES[kind]}` }, ...parts);
+    return element("article", { class: `answer tone-${tones[code]}` }, ...parts);
   }
 
   let waiting;

@@ -9,24 +9,22 @@ What is complete is told by the file that appears last and atomically: `training
 `result.json` of an evaluation. Deleting a trial's folder runs it again, and nothing else.
 """
 
-import errno
 import gzip
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from finetrap.config import Study, load_study
 from finetrap.errors import StudyError
+from finetrap.files import disk_errors, new_folder, read_lines, read_record, write_file
 from finetrap.records import (
     Answered,
     Evaluation,
@@ -35,7 +33,6 @@ from finetrap.records import (
     ItemRow,
     Look,
     Plan,
-    Record,
     TrainingLogEntry,
     TrainingRecord,
     Trial,
@@ -43,9 +40,6 @@ from finetrap.records import (
     slug,
 )
 from finetrap.task import Example
-
-R = TypeVar("R", bound=Record)
-T = TypeVar("T")
 
 _EXAMPLE = TypeAdapter(Example)
 
@@ -166,12 +160,12 @@ class Store:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file of the folder atomically."""
-        return _write(self.folder / name, text)
+        return write_file(self.folder / name, text)
 
     def save_plan(self, plan: Plan) -> None:
         """Write what the study needs, and the environment that runs it."""
         self.write("plan.json", plan.model_dump_json(indent=1))
-        _write(self._environment_path(plan.environment.key), plan.environment.model_dump_json(indent=1))
+        write_file(self._environment_path(plan.environment.key), plan.environment.model_dump_json(indent=1))
 
     def plan(self) -> Plan:
         """What the study needs.
@@ -182,7 +176,7 @@ class Store:
         path = self.folder / "plan.json"
         if not path.is_file():
             raise StudyError(f"the study in {self.folder} has not started; run it.")
-        return _read(Plan, path)
+        return read_record(Plan, path)
 
     def _environment_path(self, key: str) -> Path:
         return self.folder / "environments" / f"{key[:12]}.json"
@@ -206,7 +200,7 @@ class Store:
             StudyError: the file is damaged.
         """
         path = self.folder / "answers.jsonl"
-        return _read_lines(path, Answered.model_validate_json) if path.is_file() else []
+        return read_lines(path, Answered.model_validate_json) if path.is_file() else []
 
     def log_answer(self, answered: Answered) -> None:
         """Note that an answer is being given."""
@@ -225,7 +219,7 @@ class Store:
         """The trial whose weights `trial` goes on from, if it was begun here."""
         key = (trial.parent or "")[:12]
         specs = sorted((self.folder / "trials").glob(f"*--{key}/spec.json")) if key else []
-        return _read(Trial, specs[0]) if specs else None
+        return read_record(Trial, specs[0]) if specs else None
 
     def artifact(self, trial: Trial) -> Path | None:
         """The trained weights, or those between them and the untouched ones, if they are there whole."""
@@ -235,32 +229,32 @@ class Store:
     def training(self, trial: Trial) -> TrainingRecord | None:
         """What training came to, if it is done."""
         path = self.trial_folder(trial) / "training.json"
-        return _read(TrainingRecord, path) if path.is_file() else None
+        return read_record(TrainingRecord, path) if path.is_file() else None
 
     def training_log(self, trial: Trial) -> list[TrainingLogEntry]:
         """The steps of training."""
         path = self.trial_folder(trial) / "train_log.jsonl"
-        return _read_lines(path, TrainingLogEntry.model_validate_json) if path.is_file() else []
+        return read_lines(path, TrainingLogEntry.model_validate_json) if path.is_file() else []
 
     def begin(self, trial: Trial) -> Path:
         """Make a trial's folder, with its spec; what failed before is forgotten."""
         folder = self.trial_folder(trial)
         (folder / "failure.json").unlink(missing_ok=True)
-        _write(folder / "spec.json", trial.model_dump_json(indent=1))
+        write_file(folder / "spec.json", trial.model_dump_json(indent=1))
         return folder
 
     def save_artifact(self, trial: Trial, save: Callable[[Path], object]) -> Path:
         """Keep trained weights: `save` writes them into the folder it is given."""
         target = self.trial_folder(trial) / "artifact"
-        with _partial_folder(target) as part:
+        with new_folder(target) as part:
             save(part)
         return target
 
     def save_training(self, trial: Trial, record: TrainingRecord, log: Sequence[TrainingLogEntry]) -> None:
         """Say that training is done; comes after `save_artifact`."""
         folder = self.trial_folder(trial)
-        _write(folder / "train_log.jsonl", "".join(entry.model_dump_json() + "\n" for entry in log))
-        _write(folder / "training.json", record.model_dump_json(indent=1))
+        write_file(folder / "train_log.jsonl", "".join(entry.model_dump_json() + "\n" for entry in log))
+        write_file(folder / "training.json", record.model_dump_json(indent=1))
 
     def drop_weights(self, trial: Trial) -> None:
         """Delete an artifact; its records stay."""
@@ -278,12 +272,12 @@ class Store:
 
     def save_failure(self, trial: Trial, failure: FailureRecord) -> None:
         """Say that a trial failed."""
-        _write(self.trial_folder(trial) / "failure.json", failure.model_dump_json(indent=1))
+        write_file(self.trial_folder(trial) / "failure.json", failure.model_dump_json(indent=1))
 
     def failure(self, trial: Trial) -> FailureRecord | None:
         """Why a trial failed, if it did."""
         path = self.trial_folder(trial) / "failure.json"
-        return _read(FailureRecord, path) if path.is_file() else None
+        return read_record(FailureRecord, path) if path.is_file() else None
 
     def forget_failure(self, trial: Trial) -> None:
         """Take back that a trial failed: it is to be tried again."""
@@ -297,25 +291,25 @@ class Store:
     def evaluation(self, trial: Trial, evaluation: Evaluation) -> EvaluationRecord | None:
         """What an evaluation cost, if it is done."""
         path = self._evaluation_folder(trial, evaluation) / "result.json"
-        return _read(EvaluationRecord, path) if path.is_file() else None
+        return read_record(EvaluationRecord, path) if path.is_file() else None
 
     def rows(self, trial: Trial, evaluation: Evaluation) -> list[ItemRow]:
         """The items of an evaluation that is done, in order."""
-        return _read_lines(self._evaluation_folder(trial, evaluation) / "rows.jsonl.gz", ItemRow.model_validate_json)
+        return read_lines(self._evaluation_folder(trial, evaluation) / "rows.jsonl.gz", ItemRow.model_validate_json)
 
     def save_evaluation(self, trial: Trial, record: EvaluationRecord, rows: Sequence[ItemRow]) -> None:
         """Keep an evaluation: the rows, then the record that says it is done."""
         folder = self._evaluation_folder(trial, record.evaluation)
         text = "".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows)
-        _write(folder / "rows.jsonl.gz", gzip.compress(text.encode(), mtime=0))
-        _write(folder / "result.json", record.model_dump_json(indent=1))
+        write_file(folder / "rows.jsonl.gz", gzip.compress(text.encode(), mtime=0))
+        write_file(folder / "result.json", record.model_dump_json(indent=1))
 
     def save_items(self, evaluation: Evaluation, examples: Sequence[Example]) -> None:
         """Keep what an evaluation asks, so that its answers can be read when the data has gone."""
         path = self._items_path(evaluation)
         if not path.is_file():
             text = b"".join(_EXAMPLE.dump_json(example) + b"\n" for example in examples)
-            _write(path, gzip.compress(text, mtime=0))
+            write_file(path, gzip.compress(text, mtime=0))
 
     def items(self, evaluation: Evaluation) -> dict[str, Example]:
         """What an evaluation asked, by id; empty where it was not kept.
@@ -326,7 +320,7 @@ class Store:
         path = self._items_path(evaluation)
         if not path.is_file():
             return {}
-        examples = _read_lines(path, _EXAMPLE.validate_json)
+        examples = read_lines(path, _EXAMPLE.validate_json)
         if items_digest(examples) != evaluation.items:
             raise StudyError(f"{path} does not hold what was asked; delete it and run again.")
         return {example.id: example for example in examples}
@@ -337,55 +331,6 @@ class Store:
 
 def _identity(study: Study) -> str:
     return f"{', '.join(model.name for model in study.models)} on {', '.join(study.task_names)}"
-
-
-def _read(kind: type[R], path: Path) -> R:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise StudyError(
-            f"{path} is damaged or of another version of finetrap ({type(error).__name__}); delete it and run again."
-        ) from error
-
-
-def _read_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """A value a line."""
-    try:
-        content = path.read_bytes()
-        return [parse(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()]
-    except (OSError, EOFError, zlib.error, ValidationError) as error:
-        raise StudyError(f"{path} is damaged ({type(error).__name__}); delete its folder and run again.") from error
-
-
-def _write(path: Path, content: str | bytes) -> Path:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
-@contextmanager
-def _partial_folder(target: Path) -> Iterator[Path]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
-    try:
-        yield part
-        part.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _is_ours(path: Path) -> bool:
@@ -400,26 +345,3 @@ def _take_back(folder: Path, made: Sequence[Path]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in made:
         path.rmdir()
-
-
-def is_disk_error(error: BaseException | None) -> bool:
-    """Whether an error, or what it arose from, says that the disk is full."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    # safetensors writes in Rust and wraps what the system said in an error of its own.
-    return error is not None and ("No space left on device" in str(error) or is_disk_error(error.__cause__))
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """A full or forbidden disk is for the user to mend, not a bug."""
-    try:
-        yield
-    except Exception as error:
-        if is_disk_error(error):
-            raise StudyError(
-                f"no space left on the disk of {folder}; what is finished is kept. Make room, then run the same again."
-            ) from error
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-            raise StudyError(f"{folder} cannot be written to; name another folder with --out.") from error
-        raise

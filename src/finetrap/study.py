@@ -11,6 +11,7 @@ from pathlib import Path
 from finetrap.answer import build_results
 from finetrap.config import Study
 from finetrap.errors import StudyError
+from finetrap.files import disk_errors, is_disk_error
 from finetrap.looks import log_answers
 from finetrap.method import build, is_trained, tunable
 from finetrap.models import LoadedModel, Source
@@ -20,7 +21,7 @@ from finetrap.progress import Reporter
 from finetrap.records import FailureRecord, Planned
 from finetrap.results import Recommendation, Results
 from finetrap.size import sized_text
-from finetrap.store import Store, disk_errors, is_disk_error
+from finetrap.store import Store
 from finetrap.tune import tuning_of
 
 

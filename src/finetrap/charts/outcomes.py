@@ -6,14 +6,14 @@ from finetrap.charts.canvas import PALETTE, Canvas, figure_of, label_rows, svg
 from finetrap.results import ArmResult
 from finetrap.scoring import Outcome
 
-TONES: dict[Outcome, str] = {
+OUTCOME_TONES: dict[Outcome, str] = {
     "correct": "green",
     "wrong": "vermillion",
     "no_answer": "purple",
     "truncated": "orange",
     "degenerate": "grey",
 }
-"""The same in the page's script, for its list of answers."""
+"""The colour of each outcome, wherever it is shown."""
 
 _WRITTEN_FROM = 0.07
 
@@ -25,7 +25,7 @@ def outcome_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
         return None
     figure, (axis,) = figure_of(len(shown) + 1, canvas)
     left = [0.0] * len(shown)
-    for outcome, tone in TONES.items():
+    for outcome, tone in OUTCOME_TONES.items():
         shares = [100 * arm.outcomes.get(outcome, 0) / sum(arm.outcomes.values()) for arm in shown]
         if not any(shares):
             continue
@@ -38,5 +38,5 @@ def outcome_chart(arms: Sequence[ArmResult], canvas: Canvas) -> str | None:
     label_rows(axis, shown)
     axis.set_xlim(0, 100)
     axis.set_xlabel("share of answers, %")
-    figure.legend(loc="outside upper center", ncols=2 if canvas.narrow else len(TONES), frameon=False)
+    figure.legend(loc="outside upper center", ncols=2 if canvas.narrow else len(OUTCOME_TONES), frameon=False)
     return svg(figure)
