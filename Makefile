@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-instruct-q4
 
-.PHONY: demo test check lint format generate docs bench truth verify mutation clean
+.PHONY: demo test thorough check lint format generate docs bench truth verify mutation clean
 
 demo: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
@@ -11,11 +11,17 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not thorough" -n 2 --dist loadfile
+	$(BIN)/pytest -m "slow and not thorough"
+
+# Every case of what `make test` has a sample of; types and shapes are checked as they run. CI does this as well.
+thorough: .venv/installed
+	$(BIN)/finetrap models get $(MODEL)
+	CHECK_SHAPES=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "slow and thorough"
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not thorough" -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check

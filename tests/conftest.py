@@ -3,8 +3,6 @@
 import gc
 import os
 import shutil
-from dataclasses import replace
-from functools import partial
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -13,14 +11,14 @@ from jaxtyping import install_import_hook
 # Shape annotations are checked in tests only; the hook has to be there before finetrap is imported.
 install_import_hook("finetrap", "shape_checks.check")
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from rich_results import rich  # noqa: E402
-from support import Place  # noqa: E402
+from support import Place, short_answers  # noqa: E402
 from tiny import FAMILIES, make_model, make_tokenizer  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
@@ -32,7 +30,7 @@ from finetrap.results import Results  # noqa: E402
 from finetrap.sections import sections  # noqa: E402
 from finetrap.store import Store  # noqa: E402
 from finetrap.study import run  # noqa: E402
-from finetrap.task import Example, Split, Task, get_task, task  # noqa: E402
+from finetrap.task import Example, Split, Task, task  # noqa: E402
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -59,7 +57,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(
+    params=[f if f in ("llama", "gemma3") else pytest.param(f, marks=pytest.mark.thorough) for f in FAMILIES]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Each family of models in turn."""
     return str(request.param)
@@ -106,11 +106,7 @@ def page_study(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         out_of_distribution=["svamp"],
         dtype="float32",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("gsm8k", "svamp"):
-            # A random model says nothing of more worth in the other 304.
-            short = replace(get_task(name), max_new_tokens=16)
-            patch.setitem(task._entries, name, partial(replace, short))
+    with short_answers(16):
         study.run(folder)
     return folder
 
@@ -127,6 +123,15 @@ def rich_study(page_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     write_report(results, store.study(), store, found)
     (folder / "results.json").write_text(results.to_json())
     return folder
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Reports without their charts, which take longer than a tiny study; `make thorough` draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not os.environ.get("CHECK_SHAPES"):
+            patch.setattr("finetrap.charts.section.Chart.draw", lambda chart, canvas: None)
+        yield
 
 
 HOSTILE = (

@@ -3,7 +3,10 @@
 import gzip
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ import yaml
 
 from finetrap.cli import app, call
 from finetrap.records import Evaluation, EvaluationRecord
+from finetrap.task import get_task, task
 
 SMALL = {
     "tasks": ["arc_easy"],
@@ -25,6 +29,15 @@ SMALL = {
     "device": "cpu",
 }
 """A study of seconds; float32 so that the same work gives the same numbers."""
+
+
+@contextmanager
+def short_answers(tokens: int = 8) -> Iterator[None]:
+    """Answers end after a few tokens: a random model says nothing of more worth in the hundreds that are allowed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("gsm8k", "svamp", "ifeval"):
+            patch.setitem(task._entries, name, partial(replace, get_task(name), max_new_tokens=tokens))
+        yield
 
 
 class Called(NamedTuple):

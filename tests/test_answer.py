@@ -23,6 +23,8 @@ from finetrap.results import ArmResult, Results
 from finetrap.retention import over_seeds
 from finetrap.store import Store, now
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ENVIRONMENT = Environment(
     finetrap="0",
     commit=None,

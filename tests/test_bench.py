@@ -34,6 +34,7 @@ def measured(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_each_row_says_who_did_what_how_fast(measured: Path) -> None:
     file = json.loads(measured.read_text())
     assert {"date", "machine", "versions", "rows"} <= file.keys()
@@ -52,6 +53,7 @@ def test_each_row_says_who_did_what_how_fast(measured: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_both_sides_did_the_same_work(measured: Path) -> None:
     training, choices = json.loads(measured.read_text())["rows"]
     assert training["loss"]["ours"] == pytest.approx(training["loss"]["theirs"], rel=0.05)
@@ -77,6 +79,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_page_shows_every_row(measured: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from generator.performance import performance_blocks

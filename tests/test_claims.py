@@ -17,6 +17,8 @@ from finetrap.errors import StudyError
 from finetrap.records import ModelRecord
 from finetrap.results import ClaimResult, Results
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ARMS = ("constant", "zero_shot", "few_shot", "full", "lora", "dora")
 BASE = {"constant": 0.02, "zero_shot": 0.4, "few_shot": 0.4, "full": 0.4, "lora": 0.4, "dora": 0.4}
 ORDERING = {"type": "ordering", "id": "one", "says": "LoRA beats full.", "a": "lora", "b": "full"}

@@ -16,6 +16,8 @@ from finetrap.loss import TrainingRow
 from finetrap.models import LoadedModel
 from finetrap.task import get_task
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TEXTS = [
     TrainingRow([256, *range(97, 120)], 1),
     TrainingRow([259, 65, 66, 67, 259, 70, 71, 260], 5),

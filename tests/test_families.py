@@ -28,6 +28,8 @@ from finetrap.task import Example, Task, get_task
 from finetrap.train import train, validation_loss
 from finetrap.trial import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # --- tokenizers like the real ones, a token for each byte ------------------------------------------------------------
 
 ALPHABET = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -125,6 +127,11 @@ LIKE = {
 }
 
 
+SAMPLE = ("llama", "gemma3")
+"""What `make test` has of them: a common one, and the one that attends in windows."""
+EACH = [kind if kind in SAMPLE else pytest.param(kind, marks=pytest.mark.thorough) for kind in LIKE]
+
+
 def loaded_from(folder: Path, like: Like, make: Callable, family: str) -> LoadedModel:
     """A tiny model saved with such a tokenizer, and loaded the way a study loads it."""
     tokenizer = like.tokenizer()
@@ -167,13 +174,20 @@ class Adapted(NamedTuple):
         return PeftModel.from_pretrained(base, self.artifact(arm)).merge_and_unload().eval()
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory, tiny_model) -> tuple[dict[str, LoadedModel], Store, Results]:
-    """One study of all of them."""
+SAMPLED_VARIANTS = ("llama-tied", "gemma3-untied")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[v if v in SAMPLED_VARIANTS else pytest.param(v, marks=pytest.mark.thorough) for v in VARIANTS],
+)
+def adapted(request, tmp_path_factory, tiny_model) -> Adapted:
+    """A study of each."""
     folder = tmp_path_factory.mktemp("families")
-    models = {name: loaded_from(folder / name, LIKE[kind], tiny_model, name) for name, (kind, _) in VARIANTS.items()}
+    kind, tied = VARIANTS[request.param]
+    loaded = loaded_from(folder / "model", LIKE[kind], tiny_model, request.param)
     values = {
-        "models": [str(folder / name) for name in models],
+        "models": [str(folder / "model")],
         "tasks": "arc_easy",
         "arms": ["few_shot:shots=1", "full:learning_rate=1e-2", "lora:rank=2", "dora:rank=2"],
         "limit_train": 16,
@@ -184,13 +198,7 @@ def study(tmp_path_factory, tiny_model) -> tuple[dict[str, LoadedModel], Store, 
         "device": "cpu",
         "keep": "all",
     }
-    return models, Store(folder / "out"), make_study(values).run(folder / "out")
-
-
-@pytest.fixture(params=VARIANTS)
-def adapted(request, study) -> Adapted:
-    models, store, results = study
-    return Adapted(*VARIANTS[request.param], models[request.param], store, results)
+    return Adapted(kind, tied, loaded, Store(folder / "out"), make_study(values).run(folder / "out"))
 
 
 @torch.no_grad()
@@ -282,7 +290,9 @@ def test_two_heads_share_a_key(adapted):
     assert attention.q_proj.out_features == 2 * attention.k_proj.out_features == 2 * attention.v_proj.out_features
 
 
-@pytest.mark.parametrize("adapted", ["gemma3-tied", "gemma3-untied"], indirect=True)
+@pytest.mark.parametrize(
+    "adapted", [pytest.param("gemma3-tied", marks=pytest.mark.thorough), "gemma3-untied"], indirect=True
+)
 def test_gemma_s_window_is_shorter_than_what_it_is_tested_on(adapted, tiny_model):
     base = adapted.loaded.model
     ids = adapted.loaded.tokenizer("Longer than eight tokens.")["input_ids"]
@@ -303,7 +313,7 @@ PICKED = Example("p", "What is wet?", "water", "1", ("fire", "water"))
 SUMS = Task("sums", "", "generate", "MIT", lambda _: (ASKED,), score=score_number, max_new_tokens=40)
 
 
-@pytest.fixture(scope="module", params=LIKE)
+@pytest.fixture(scope="module", params=EACH)
 def like(request) -> Like:
     return LIKE[request.param]
 

@@ -22,6 +22,8 @@ from finetrap.judgement import JudgedArm, Judgement
 from finetrap.results import Results
 from finetrap.store import Store
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Row = dict[str, Any]
 
 

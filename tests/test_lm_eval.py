@@ -14,7 +14,7 @@ import pytest
 import torch
 from harness import Samples, evaluated
 from peft import LoraConfig, get_peft_model
-from test_families import LIKE, Like, loaded_from
+from test_families import EACH, LIKE, Like, loaded_from
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -74,7 +74,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [harness.science(folder, fewshot_config={"sampler": "first_n"}), harness.sums(folder)]
 
 
-@pytest.fixture(scope="module", params=LIKE)
+@pytest.fixture(scope="module", params=EACH)
 def like(request: pytest.FixtureRequest) -> Like:
     return LIKE[request.param]
 
@@ -127,7 +127,11 @@ def test_choices_without_a_question_follow_the_beginning(tiny_folder: Path, tmp_
     same(*(evaluated(model, tiny_folder, [blank]) for model in ("finetrap", "hf")))
 
 
-@pytest.mark.parametrize("asked", [{"add_bos_token": True}, {"prefix_token_id": 65}], ids=lambda asked: "".join(asked))
+@pytest.mark.parametrize(
+    "asked",
+    [{"add_bos_token": True}, pytest.param({"prefix_token_id": 65}, marks=pytest.mark.thorough)],
+    ids=lambda asked: "".join(asked),
+)
 def test_beginnings_are_set_as_of_the_harness_s_own_model(
     tiny_folder: Path, tasks: dict[str, Path], asked: dict[str, Any]
 ) -> None:
@@ -230,6 +234,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{folder.parent}{os.pathsep}{root / 'src'}"}
 
 
+@pytest.mark.thorough
 def test_the_harness_knows_the_model_by_name(
     installed: dict[str, str], tiny_folder: Path, tasks: dict[str, Path]
 ) -> None:

@@ -22,6 +22,8 @@ from finetrap.records import ItemRow  # noqa: E402
 from finetrap.store import Store  # noqa: E402
 from finetrap.task import get_task  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Rows = dict[str, dict[str, ItemRow]]
 
 
@@ -213,7 +215,7 @@ def test_names_are_the_harness_s_own() -> None:
     ("name", "says"),
     [
         ("hellaswagg", "no task 'hellaswagg'; did you mean 'lm_eval:hellaswag'"),
-        ("mmlu", "'lm_eval:mmlu' is a group of tasks; name those"),
+        pytest.param("mmlu", "'lm_eval:mmlu' is a group of tasks; name those", marks=pytest.mark.thorough),
     ],
 )
 def test_a_name_that_is_no_task_is_an_error(name: str, says: str) -> None:

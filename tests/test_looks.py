@@ -11,6 +11,8 @@ from finetrap.records import Plan
 from finetrap.results import Results
 from finetrap.store import Store
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def _answer(store: Store, n: int, *, seeds: int = 1, looks: str = "one", arms: tuple[str, ...] = ("lora",)) -> Results:
     """The answer of a study of so many test items and seeds, in this folder."""

@@ -26,7 +26,7 @@ CELLS = {
     "frame = pandas.DataFrame({'text': texts, 'queue': ['post', 'phone'] * 30})\nframe.head(2)",
     "study": "model = AutoModelForCausalLM.from_pretrained('tiny')\n"
     "data = OwnData(train=frame, prompt_field='text', answer_field='queue', score='label', name='tickets')\n"
-    "study = Study(models=model, tasks=data, arms=['lora:rank=2', 'long=full:epochs=60'], limit_test=10,\n"
+    "study = Study(models=model, tasks=data, arms=['lora:rank=2', 'long=full:epochs=25'], limit_test=10,\n"
     "              retention=(), dtype='float32', device='cpu')\n"
     "open('pid', 'w').write(str(os.getpid()))",
     "interrupted": "study.run('out')",
@@ -36,6 +36,9 @@ CELLS = {
     "wrong": "Study(models=model, tasks=data, arm='lora')",
 }
 RAISES = ("interrupted", "wrong")
+
+
+pytestmark = pytest.mark.thorough
 
 
 class Ran(NamedTuple):

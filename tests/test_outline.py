@@ -102,6 +102,7 @@ def orca(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_papers_study_runs_as_it_stands_on_tiny_models(
     tmp_path: Path, tiny_folder: Path, orca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

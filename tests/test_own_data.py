@@ -24,6 +24,8 @@ from finetrap.progress import Reporter
 from finetrap.study import run
 from finetrap.task import Example, Task
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

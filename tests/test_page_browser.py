@@ -1,6 +1,7 @@
 """report.html in a browser: what is clicked, typed, narrowed and darkened; Chromium, headless, no network."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,13 @@ class Window:
         return [entry for entry in self.chrome.get_log("browser") if entry["level"] != "INFO"]
 
 
-@pytest.mark.parametrize("first", ["", "right", "wrong"])
-@pytest.mark.parametrize("second", ["", "right", "wrong"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pair if pair in (("", ""), ("right", "wrong")) else pytest.param(*pair, marks=pytest.mark.thorough)
+        for pair in product(["", "right", "wrong"], repeat=2)
+    ],
+)
 def test_filters_show_the_questions_that_fit_them(
     first: str, second: str, chrome: webdriver.Chrome, hostile_study: Path
 ) -> None:
@@ -182,7 +188,7 @@ def test_every_arm_stands_beside_the_others_with_what_it_said(chrome: webdriver.
         assert card.find_element(By.TAG_NAME, "pre").get_property("textContent") == output
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("width", [1280, 375])
 @pytest.mark.parametrize("study", ["page_study", "hostile_study", "rich_study"])
 def test_the_page_never_scrolls_sideways(

@@ -16,6 +16,8 @@ from finetrap.registry import Registry
 from finetrap.scoring import make_scorer, scorer
 from finetrap.task import get_task, task
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PLUGIN = '''"""Methods, a task and a scorer."""
 
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from support import called, rows_in, study_file, written_at
 import finetrap
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(finetrap.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
-TRIALS = ["zero_shot", "lora:rank=2", "long=full:epochs=100"]
+TRIALS = ["zero_shot", "lora:rank=2", "long=full:epochs=25"]
 """The last takes long enough to be stopped in the middle."""
 
 
@@ -49,7 +49,9 @@ def uninterrupted(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return rows_in(folder / "out")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
+@pytest.mark.parametrize(
+    "stop", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)], ids=["interrupted", "killed"]
+)
 def test_a_study_that_was_stopped_goes_on_and_ends_as_if_nothing_had_been(
     tiny_folder: Path,
     tmp_path: Path,

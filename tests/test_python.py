@@ -26,6 +26,8 @@ from finetrap.quiet import quiet_libraries
 from finetrap.registry import Registry
 from finetrap.table import cells, headline
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Maker = Callable[..., PreTrainedModel]
 SMALL: dict[str, Any] = {
     "arms": "lora:rank=2",

@@ -27,6 +27,8 @@ from finetrap.store import Store
 from finetrap.task import Example, Split, Task, get_task, task
 from finetrap.trial import interpolate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WORDS = ("red", "green", "blue", "grey", "pink", "black", "white", "brown")
 
 

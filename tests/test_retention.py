@@ -18,6 +18,8 @@ from finetrap.retention import RowsOfTasks, retention_of
 from finetrap.store import Store
 from finetrap.task import get_task, task
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STUDY = Study(models="tiny", tasks="arc_easy")
 YES_NO = (True, False)
 

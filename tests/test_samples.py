@@ -23,6 +23,8 @@ from finetrap.results import Results
 from finetrap.retention import scores_of
 from finetrap.versus import Scored, accuracy_interval, artifact_of, versus_zero_shot
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 N, SAMPLES = 12, 3
 TASK = {
     "score": "regex:([ae])",

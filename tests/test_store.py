@@ -29,6 +29,8 @@ from finetrap.results import Results
 from finetrap.store import Store
 from finetrap.task import Example
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MODEL = ModelRecord(name="m", fingerprint="f", quantisation=None, parameters=1, aligned=False, chat=False)
 TRIAL = Trial(
     model=MODEL,
@@ -360,7 +362,7 @@ def test_weights_that_are_not_kept_go_with_their_trial(
 
     monkeypatch.setattr(Store, "begin", beginning)
     arms = ["full", "other=full:learning_rate=1e-3", "lora:rank=2", "half=interpolated:of=full"]
-    run_study(tmp_path, tiny_folder, arms=arms, keep="none", retention=None)
+    run_study(tmp_path, tiny_folder, arms=arms, keep="none")
     assert (there["other"], there["lora"], there["half"]) == ({"full"}, {"full"}, {"full"})
     assert not list(tmp_path.glob("out/trials/*/artifact"))
 

@@ -7,13 +7,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from support import called, contents, model_copy, rows_in, study_file, trial_folder, written_at
+from support import called, contents, model_copy, rows_in, short_answers, study_file, trial_folder, written_at
 from typer.main import get_command
 
 import finetrap
 from finetrap.cli import app
 from finetrap.config import DEFAULT_ARMS, load_study
 from finetrap.results import Results
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 Ran = tuple[Path, Results]
 
@@ -37,7 +39,8 @@ def gsm8k(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The six default arms on GSM8K."""
     folder = tmp_path_factory.mktemp("gsm8k")
     study = load_study(study_file(folder, wide, arms=None, tasks=["gsm8k"], retention=["arc_easy", "wikitext2"]))
-    return folder / "out", study.run(folder / "out")
+    with short_answers():
+        return folder / "out", study.run(folder / "out")
 
 
 @pytest.fixture(params=["arc_easy", "gsm8k"])
@@ -112,7 +115,8 @@ def test_results_are_derived_from_the_records_again(ran: Ran, capsys: pytest.Cap
 def test_a_second_run_does_nothing_and_answers_the_same(ran: Ran) -> None:
     out, results = ran
     before = contents(out / "trials")
-    assert load_study(out.parent / "study.yaml").run(out) == results
+    with short_answers():
+        assert load_study(out.parent / "study.yaml").run(out) == results
     assert contents(out / "trials") == before
 
 
@@ -251,16 +255,18 @@ def test_a_checkpoint_of_another_model_fails_its_arm_and_says_so(
 # --- the same study, asked for in other ways -------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_what_compare_did_is_done_for_a_study_file_with_the_same_study(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     options = ["--arm", "few_shot:shots=1", "--arm", "lora:rank=2", "--limit-train", 16, "--limit-test", 10]
     options += ["--dtype", "float32", "--device", "cpu", "--out", out]
-    assert called(capsys, "compare", "--model", tiny_folder, "--task", "arc_easy", *options).code == 0
-    before = contents(out / "trials")
-    path = study_file(tmp_path, tiny_folder, arms=["few_shot:shots=1", "lora:rank=2"], limit_retention=None)
-    assert called(capsys, "run", path, "--out", out).code == 0
+    with short_answers():
+        assert called(capsys, "compare", "--model", tiny_folder, "--task", "arc_easy", *options).code == 0
+        before = contents(out / "trials")
+        path = study_file(tmp_path, tiny_folder, arms=["few_shot:shots=1", "lora:rank=2"], limit_retention=None)
+        assert called(capsys, "run", path, "--out", out).code == 0
     assert contents(out / "trials") == before
     assert len(rows_in(out)) == 12
 

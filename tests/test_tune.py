@@ -25,6 +25,8 @@ from finetrap.study import run
 from finetrap.task import get_task
 from finetrap.tune import RUNGS, Rung, Search, Tried, ranked, search_of
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ARMS = ["few_shot", "prompted", "lora:rank=2", "full", "stated=full:learning_rate=1e-3"]
 TUNED = ("few_shot", "prompted", "lora", "full")
 
@@ -328,6 +330,7 @@ def outputs(folder: Path) -> dict[str, list[object]]:
     }
 
 
+@pytest.mark.thorough
 def test_tuning_that_is_interrupted_goes_on_and_ends_as_if_nothing_had_been(
     tuned: Tuned, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

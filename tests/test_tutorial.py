@@ -27,7 +27,11 @@ def commands(block: str) -> list[tuple[str, str]]:
     return [(command, said) for command, _, said in (part.partition("\n") for part in parts)]
 
 
-@pytest.mark.parametrize("page", ["tutorial", "plugins"])
+FEWER = {"limit_train: 96": "limit_train: 16", "limit_retention: 40": "limit_retention: 4"}
+"""Rows of tickets.yaml: the page's take half an hour of tests to say more."""
+
+
+@pytest.mark.parametrize("page", ["tutorial", pytest.param("plugins", marks=pytest.mark.thorough)])
 def test_every_command_of_a_page_does_what_the_page_says(page: str, tmp_path: Path) -> None:
     for name in ("tickets.csv", "tickets.yaml"):
         shutil.copy(DOCS / "tutorial" / name, tmp_path)
@@ -35,6 +39,10 @@ def test_every_command_of_a_page_does_what_the_page_says(page: str, tmp_path: Pa
     for language, title, text in BLOCK.findall((DOCS / f"{page}.md").read_text(encoding="utf-8")):
         if language == "yaml":
             assert (tmp_path / "tickets.yaml").read_text() == text
+            for ours, fewer in FEWER.items():
+                assert ours in text
+                text = text.replace(ours, fewer)
+            (tmp_path / "tickets.yaml").write_text(text)
             continue
         if title:
             (tmp_path / title).write_text(text)

@@ -15,16 +15,18 @@ def matrix(models: Sequence[str]) -> list[Cell]:
 
 
 def sample(cells: Sequence[Cell]) -> list[Cell]:
-    """A few of the tiny models' cells: each kind with each method, adapter, batch size and number of shots once."""
+    """A few of the tiny models' cells: all that is compared, and each kind of it with each method, adapter,
+    batch size and number of shots."""
     order = [cell for cell in cells if cell.model != SMOLLM2]
     random.Random(0).shuffle(order)
     seen: set[tuple[object, ...]] = set()
     chosen = []
     for cell in order:
-        sides: set[tuple[object, ...]] = {(cell.what, cell.rows), (cell.what, "shots", cell.shots)}
+        kind = cell.what.partition(",")[0]
+        sides: set[tuple[object, ...]] = {(cell.what,), (kind, cell.rows), (kind, "shots", cell.shots)}
         # A whole run takes seconds.
         if "a run of" not in cell.what:
-            sides |= {(cell.what, cell.method, cell.adapter), (cell.model, cell.method)}
+            sides |= {(kind, cell.method, cell.adapter), (cell.model, cell.method)}
         if not sides <= seen:
             chosen.append(cell)
             seen |= sides

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 from finetrap.config import Study
@@ -331,6 +332,7 @@ def tokens_of(examples: Sequence[Example]) -> float:
     return characters / CHARACTERS_A_TOKEN + 5 * len(examples)
 
 
+@cache
 def measured_flops(*, dtype: str, device: str) -> float:
     """Floating-point operations a second of a matrix product of a small model's size on this machine."""
     import torch
