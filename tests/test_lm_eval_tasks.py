@@ -211,11 +211,12 @@ def test_names_are_the_harness_s_own() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("hellaswagg", "no task 'hellaswagg'; did you mean 'lm_eval:hellaswag'"),
-        pytest.param("mmlu", "'lm_eval:mmlu' is a group of tasks; name those", marks=pytest.mark.thorough),
+        ("mmlu", "'lm_eval:mmlu' is a group of tasks; name those"),
     ],
 )
 def test_a_name_that_is_no_task_is_an_error(name: str, says: str) -> None:

@@ -64,7 +64,7 @@ def test_it_says_what_it_was_quantised_to(smollm2: LoadedModel) -> None:
 
 def test_it_knows_more_of_arc_easy_than_the_trivial_arm(smollm2: LoadedModel) -> None:
     task = get_task("arc_easy")
-    examples = load_test(task, limit=60).examples
+    examples = load_test(task, limit=40).examples
     asked = evaluate(smollm2, task, examples, Asked(), progress=lambda done: None)
     blind = evaluate(smollm2, task, examples, Asked(trivial=True), progress=lambda done: None)
     assert sum(bool(row.correct) for row in asked) > sum(bool(row.correct) for row in blind)

@@ -16,7 +16,10 @@ from finetrap.generate import Generated
 EVERYTHING = matrix(TINY)
 REAL = (
     pytest.param("generated tokens / smollm2-135m-instruct / none / 7 rows / 5 shots", marks=pytest.mark.thorough),
-    "generated tokens / smollm2-135m-instruct / lora / 7 rows / 1 shots / merged",
+    pytest.param(
+        "generated tokens / smollm2-135m-instruct / lora / 7 rows / 1 shots / merged", marks=pytest.mark.thorough
+    ),
+    "generated tokens / smollm2-135m-instruct / none / 1 rows / 1 shots",
     "log-likelihoods of choices / smollm2-135m-instruct / none / 1 shots",
     "loss and gradient of TRL / smollm2-135m-instruct / lora",
 )
