@@ -25,7 +25,14 @@ REAL = (
 )
 
 
-@pytest.mark.parametrize("cell", sample(EVERYTHING), ids=lambda cell: cell.key)
+SAMPLE = [
+    # A whole run takes seconds.
+    pytest.param(cell, id=cell.key, marks=[pytest.mark.thorough] if "a run of" in cell.what else [])
+    for cell in sample(EVERYTHING)
+]
+
+
+@pytest.mark.parametrize("cell", SAMPLE)
 def test_a_sample_of_the_matrix_holds(cell):
     outcome = cell.compute()
     assert outcome.passed, outcome.says

@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILIN
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.thorough,
     pytest.mark.skipif(not here(PRESETS[EMBEDDED]), reason=f"needs the weights: finetrap models get {EMBEDDED}"),
 ]
 
@@ -31,7 +32,7 @@ FEWER = {"limit_train: 96": "limit_train: 16", "limit_retention: 40": "limit_ret
 """Rows of tickets.yaml: the page's take minutes to say no more."""
 
 
-@pytest.mark.parametrize("page", ["tutorial", pytest.param("plugins", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("page", ["tutorial", "plugins"])
 def test_every_command_of_a_page_does_what_the_page_says(page: str, tmp_path: Path) -> None:
     for name in ("tickets.csv", "tickets.yaml"):
         shutil.copy(DOCS / "tutorial" / name, tmp_path)
