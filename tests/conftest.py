@@ -8,8 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-# Shape annotations are checked in tests only; the hook has to be there before finetrap is imported.
-install_import_hook("finetrap", "shape_checks.check")
+# `make thorough` checks types and shapes as they run, which takes a quarter of the time; the hook has to be there before
+# finetrap is imported.
+if os.environ.get("CHECK_SHAPES"):
+    install_import_hook("finetrap", "shape_checks.check")
 
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -15,8 +15,7 @@ def matrix(models: Sequence[str]) -> list[Cell]:
 
 
 def sample(cells: Sequence[Cell]) -> list[Cell]:
-    """A few of the tiny models' cells: all that is compared, and each kind of it with each method, adapter,
-    batch size and number of shots."""
+    """A few of the tiny models' cells: all that is compared; and each kind with each method, batch and shots."""
     order = [cell for cell in cells if cell.model != SMOLLM2]
     random.Random(0).shuffle(order)
     seen: set[tuple[object, ...]] = set()

@@ -220,8 +220,10 @@ def _trl(model: str, method: str) -> Outcome:
 
 
 def _as_one(gradient: dict[str, Tensor]) -> Tensor:
-    """All parameters' together, as clipping sees them: TRL's loss is float32, whose rounding alone is above 1e-5 of the
-    gradient of a parameter that has next to none. Parameter by parameter the reference is `plain_losses`."""
+    """All parameters together, as clipping sees them; parameter by parameter the reference is `plain_losses`.
+
+    TRL's loss is float32, whose rounding alone is above 1e-5 of the gradient of a parameter that has next to none.
+    """
     return torch.cat([gradient[name].double().flatten() for name in sorted(gradient)])
 
 
