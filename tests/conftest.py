@@ -8,31 +8,31 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-# `make thorough` checks types and shapes as they run, which takes a quarter of the time; the hook has to be there before
-# finetrap is imported.
+# `make thorough` checks types and shapes as they run, for a third more time; the hook has to be there before finetrap is
+# imported.
 if os.environ.get("CHECK_SHAPES"):
     install_import_hook("finetrap", "shape_checks.check")
 
-from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import hypothesis  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from rich_results import rich  # noqa: E402
-from support import Place, short_answers  # noqa: E402
-from tiny import FAMILIES, make_model, make_tokenizer  # noqa: E402
-from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
+import hypothesis
+import pytest
+import torch
+from rich_results import rich
+from support import Place, short_answers
+from tiny import FAMILIES, make_model, make_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from finetrap.config import ModelSpec, Study  # noqa: E402
-from finetrap.models import LoadedModel, find, load  # noqa: E402
-from finetrap.page import write_page  # noqa: E402
-from finetrap.report import write_report  # noqa: E402
-from finetrap.results import Results  # noqa: E402
-from finetrap.sections import sections  # noqa: E402
-from finetrap.store import Store  # noqa: E402
-from finetrap.study import run  # noqa: E402
-from finetrap.task import Example, Split, Task, task  # noqa: E402
+from finetrap.config import ModelSpec, Study
+from finetrap.models import LoadedModel, find, load
+from finetrap.page import write_page
+from finetrap.report import write_report
+from finetrap.results import Results
+from finetrap.sections import sections
+from finetrap.store import Store
+from finetrap.study import run
+from finetrap.task import Example, Split, Task, task
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
