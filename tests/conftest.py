@@ -8,8 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-# `make thorough` checks types and shapes as they run, for a third more time; the hook has to be there before finetrap is
-# imported.
+# `make thorough` checks types and shapes as they run, for a third more time; the hook has to be there before finetrap
+# is imported.
 if os.environ.get("CHECK_SHAPES"):
     install_import_hook("finetrap", "shape_checks.check")
 
