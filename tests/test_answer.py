@@ -107,6 +107,7 @@ class Records:
         *,
         hellaswag: list[bool] | None = None,
         bits: float | None = None,
+        svamp: list[ItemRow] | None = None,
         seed: int = 0,
         diverged: bool = False,
     ) -> None:
@@ -116,6 +117,8 @@ class Records:
             rows[_evaluation("retention", "hellaswag", "choice", len(hellaswag))] = _choice_rows(hellaswag)
         if bits is not None:
             rows[_evaluation("retention", "wikitext2", "text", 50)] = _text_rows(bits)
+        if svamp is not None:
+            rows[_evaluation("out_of_distribution", "svamp", "generate", len(svamp))] = svamp
         for evaluation, items in rows.items():
             record = EvaluationRecord(
                 evaluation=evaluation,
@@ -406,6 +409,44 @@ def test_with_seeds_enough_everything_is_about_the_recipe(records: Records) -> N
     assert (recommendation.estimand, recommendation.method) == ("recipe", "lora")
     assert "400 items" in recommendation.why[0] or "3 seeds" in recommendation.why[0]
     assert Results.model_validate_json(results.to_json()) == results
+
+
+def test_a_task_out_of_distribution_is_compared_over_seeds_in_a_family_of_its_own(records: Records) -> None:
+    def add(arm: str, method: str, target: int, away: int, *, seed: int = 0) -> None:
+        rows = _target_rows(_first(away, of=300))
+        records.add(arm, method, _target_rows(_first(target)), svamp=rows, seed=seed)
+
+    add("constant", "constant", 40, 20)
+    add("zero_shot", "zero_shot", 120, 150)
+    for seed in range(3):
+        add("lora", "lora", 200 + seed, 90 - 2 * seed, seed=seed)
+        add("full", "full", 130 + seed, 148 + seed, seed=seed)
+    results = records.results(seeds=3, out_of_distribution=["svamp"])
+    (trivial,), (reference,), (lora,), (full,) = (arm.out_of_distribution for arm in results.arms)
+    assert trivial.vs_zero_shot is reference.vs_zero_shot is None
+    assert lora.vs_zero_shot is not None
+    assert full.vs_zero_shot is not None
+    assert lora.vs_zero_shot.recipe is not None
+    assert (lora.n_test, lora.vs_zero_shot.recipe.seeds) == (300, 3)
+    assert lora.accuracy == pytest.approx(88 / 300)
+    assert lora.vs_zero_shot.recipe.delta == pytest.approx(-62 / 300)
+    assert (lora.vs_zero_shot.verdict, full.vs_zero_shot.verdict) == ("harm", "no_difference")
+    # Of two arms, the smaller p counts twice.
+    assert lora.vs_zero_shot.recipe.p_adjusted == pytest.approx(2 * lora.vs_zero_shot.recipe.p)
+    assert _verdict(results, "lora") == "gain"
+
+
+@pytest.mark.parametrize(("asked", "verdict"), [(False, "gain"), (True, "format_only")])
+def test_out_of_distribution_a_format_that_no_answer_has_is_not_missed(
+    records: Records, asked: bool, verdict: str
+) -> None:
+    for arm, method, right in (("constant", "constant", 40), ("zero_shot", "zero_shot", 120), ("lora", "lora", 200)):
+        formatted = _first(right - 80) if asked and arm == "zero_shot" else [False] * 400
+        rows = _target_rows(_first(right), strict=formatted)
+        records.add(arm, method, _target_rows(_first(right)), svamp=rows)
+    (away,) = _arm(records.results(out_of_distribution=["svamp"]), "lora").out_of_distribution
+    assert away.vs_zero_shot is not None
+    assert away.vs_zero_shot.verdict == verdict
 
 
 def test_an_arm_whose_seeds_are_far_apart_is_warned_of(records: Records) -> None:

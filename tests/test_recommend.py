@@ -118,10 +118,12 @@ def test_the_cheapest_arm_that_is_not_far_behind_is_taken() -> None:
     assert recommended(arms, facts=facts, queries=0).method == "few_shot"
 
 
-def test_owning_an_arm_is_training_and_its_queries() -> None:
+def test_owning_an_arm_is_tuning_training_and_its_queries() -> None:
     arm = arm_result("lora", right(300), None)
     # 2 operations a weight and token; a token that is trained on counts three times.
     assert cost_to_own(arm, queries=7) == 2 * 1000 * (3 * 5000 + 7 * 100)
+    tuned = arm.model_copy(update={"cost": arm.cost.model_copy(update={"tune_tokens": 2000})})
+    assert cost_to_own(tuned, queries=7) == 2 * 1000 * (3 * 7000 + 7 * 100)
 
 
 def test_what_harms_is_out_and_its_harm_is_named() -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,8 +27,9 @@ from finetrap.results import (
 from finetrap.retention import mean, over_seeds, retention_of, samples_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
-from finetrap.versus import Scored, accuracy_interval, artifact_of, pairs, pool_of, versus_zero_shot
+from finetrap.versus import Scored, accuracy_interval, pairs, pool_of, versus_zero_shot
 
+AWAY = "out_of_distribution"
 TRUNCATED_WARNING = 0.05
 """Share of truncated answers from which a table says so."""
 
@@ -64,11 +65,7 @@ class _Cell:
     @property
     def scored(self) -> Scored:
         """Its scores on the target by every rule that says something, items down and seeds across."""
-        rules = () if self.first[0].strict is None else ("strict", "anywhere") if self.states_format else ("anywhere",)
-        return Scored(self._table("correct"), {rule: self._table(rule) for rule in rules})
-
-    def _table(self, rule: str) -> stats.Scores:
-        return np.stack([scores_of(rows, rule) for rows in self.target], axis=1)
+        return _scored(self.target, states_format=self.states_format)
 
     def rows_of(self, purpose: str, seed: int = 0) -> dict[str, list[ItemRow]]:
         """By task, the rows of evaluations that are done, of the first seed or the one at that place."""
@@ -78,6 +75,13 @@ class _Cell:
             for e in planned.evaluations
             if e.purpose == purpose and self.store.evaluation(planned.trial, e) is not None
         }
+
+
+def _scored(seeds: Sequence[Sequence[ItemRow]], *, states_format: bool) -> Scored:
+    """The scores in the rows of each seed, by the rule that decides and by every other that says something."""
+    rules = () if seeds[0][0].strict is None else ("strict", "anywhere") if states_format else ("anywhere",)
+    table, *others = (np.stack([scores_of(rows, r) for rows in seeds], axis=1) for r in ("correct", *rules))
+    return Scored(table, dict(zip(rules, others, strict=True)))
 
 
 def _target(planned: Planned) -> Evaluation:
@@ -201,14 +205,15 @@ def _arm_results(study: Study, cells: dict[str, _Cell], look: LookAt) -> list[Ar
     reference = cells.get("zero_shot")
     compared = len([arm for arm in cells if arm not in ("constant", "zero_shot")])
     kept = {arm: _retention(study, cell, reference, compared, look) for arm, cell in cells.items()}
-    return [_arm_result(cell, reference, versus.get(arm), kept[arm], pool) for arm, cell in cells.items()]
+    away = _out_of_distribution(study, cells, look)
+    return [_arm_result(cell, versus.get(arm), kept[arm], away[arm], pool) for arm, cell in cells.items()]
 
 
 def _arm_result(
     cell: _Cell,
-    reference: _Cell | None,
     versus: VersusZeroShot | None,
     retention: Retention | None,
+    away: Sequence[OutOfDistribution],
     pool: stats.SeedPool | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
@@ -238,7 +243,7 @@ def _arm_result(
         rule=cell.task.rule if cell.task is not None else "",
         vs_zero_shot=versus,
         retention=retention,
-        out_of_distribution=tuple(_out_of_distribution(cell, reference)),
+        out_of_distribution=tuple(away),
         cost=_cost(cell),
         outcomes={outcome: counts[outcome] for outcome in sorted(counts)},
         truncated_rate=float(np.mean([row.truncated for row in every])),
@@ -301,19 +306,27 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
     return over_seeds(each)
 
 
-def _out_of_distribution(cell: _Cell, reference: _Cell | None) -> list[OutOfDistribution]:
-    before = reference.rows_of("out_of_distribution") if reference is not None and reference is not cell else {}
-    results = []
-    for name, rows in cell.rows_of("out_of_distribution").items():
-        scores = scores_of(rows)
-        accuracy = float(scores.mean())
-        results.append(
-            OutOfDistribution(
-                task=name,
-                n_test=len(scores),
-                accuracy=accuracy,
-                ci95=stats.accuracy_interval(scores, None),
-                vs_zero_shot=artifact_of(scores, scores_of(before[name])) if name in before else None,
+def _out_of_distribution(study: Study, cells: Mapping[str, _Cell], look: LookAt) -> dict[str, list[OutOfDistribution]]:
+    """By arm, each task that none was trained for: compared as the target is, in a family of its own."""
+    results: dict[str, list[OutOfDistribution]] = {arm: [] for arm in cells}
+    for task in study.out_of_distribution:
+        rows = {
+            arm: seeds
+            for arm, cell in cells.items()
+            if (seeds := [r for place in range(len(cell.planned)) if (r := cell.rows_of(AWAY, place).get(task))])
+        }
+        # A format that no answer of any arm has was neither asked nor taught.
+        formatted = any(row.formatted for seeds in rows.values() for answers in seeds for row in answers)
+        scored = {arm: _scored(seeds, states_format=formatted) for arm, seeds in rows.items()}
+        versus, pool = versus_zero_shot(scored, margin=study.margin, alpha=look.alpha), pool_of(scored)
+        for arm, one in scored.items():
+            results[arm].append(
+                OutOfDistribution(
+                    task=task,
+                    n_test=len(one.table),
+                    accuracy=float(one.table.mean()),
+                    ci95=accuracy_interval(one, pool),
+                    vs_zero_shot=versus.get(arm),
+                )
             )
-        )
     return results

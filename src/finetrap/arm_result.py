@@ -136,11 +136,14 @@ class OutOfDistribution(Record):
 
     task: str
     n_test: int
+    """Items, not items x seeds."""
     accuracy: float
+    """Mean over seeds."""
     ci95: tuple[float, float]
-    """Wilson's."""
-    vs_zero_shot: Artifact | None
-    """To the untouched model on the same items; not corrected for the number of arms."""
+    """Over items, by Wilson; over items and seeds where the verdict is about the recipe."""
+    vs_zero_shot: VersusZeroShot | None
+    """To the untouched model on the same items, in the family of all arms on this task. Null for the trivial arm and
+    for zero-shot itself."""
 
 
 class ArmCost(Record):

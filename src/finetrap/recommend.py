@@ -18,13 +18,14 @@ CONFIDENCE = 0.9
 
 
 def cost_to_own(arm: ArmResult, *, queries: int) -> float:
-    """Operations to train it and to answer so many queries, 2 a weight and token, training three times that.
+    """Operations to tune it, train it and answer so many queries: 2 a weight and token, training three times that.
 
     Tokens are counted, not seconds: the same merged model does not cost less because the machine was idle.
     """
     cost = arm.cost
     query_tokens = cost.prompt_tokens_per_query + cost.output_tokens_per_query
-    return 2.0 * arm.params * (3 * cost.train_tokens + queries * query_tokens)
+    trained = cost.train_tokens + (cost.tune_tokens or 0)
+    return 2.0 * arm.params * (3 * trained + queries * query_tokens)
 
 
 def recommend(

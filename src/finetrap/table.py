@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetrap.results import ArmResult, Recommendation, Results, Retention
+from finetrap.results import ArmResult, OutOfDistribution, Recommendation, Results, Retention
 from finetrap.scoring import Outcome
 from finetrap.text_forest import text_forest
 from finetrap.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
@@ -44,9 +44,7 @@ def groups(results: Results) -> list[tuple[str, str, list[ArmResult], Recommenda
 
 def cells(arm: ArmResult) -> tuple[str, ...]:
     """One row, in the order of `COLUMNS`."""
-    versus, retention, cost = arm.vs_zero_shot, arm.retention, arm.cost
-    low, high = arm.ci95
-    found = None if versus is None else estimand(versus)[1]
+    retention, cost = arm.retention, arm.cost
     forgotten = retention is not None and retention.verdict == "harm"
     kept = "-"
     if retention is not None and retention.delta is not None:
@@ -56,15 +54,22 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
         bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
     return (
         arm.arm,
-        f"{percent(arm.accuracy)} ({100 * low:.0f} to {100 * high:.0f})",
-        "-" if found is None else f"{points(found.delta)} [{', '.join(map(points, found.ci95_adjusted))}]",
-        {"constant": "trivial", "zero_shot": "reference"}.get(arm.arm, "-")
-        if versus is None
-        else WORDS[versus.verdict],
+        *_compared(arm.arm, arm),
         kept,
         bits,
         f"{cost.train_seconds:.0f} s, {_count(cost.trainable_params)}" if cost.trainable_params else "-",
         f"{cost.prompt_tokens_per_query + cost.output_tokens_per_query:.0f}",
+    )
+
+
+def _compared(name: str, on: ArmResult | OutOfDistribution) -> tuple[str, str, str]:
+    """What the arm called `name` comes to on a task: accuracy, difference to the untouched model, verdict."""
+    versus = on.vs_zero_shot
+    found = None if versus is None else estimand(versus)[1]
+    return (
+        f"{percent(on.accuracy)} ({100 * on.ci95[0]:.0f} to {100 * on.ci95[1]:.0f})",
+        "-" if found is None else f"{points(found.delta)} [{', '.join(map(points, found.ci95_adjusted))}]",
+        {"constant": "trivial", "zero_shot": "reference"}.get(name, "-") if versus is None else WORDS[versus.verdict],
     )
 
 
@@ -234,17 +239,8 @@ def outcome_grid(arms: Sequence[ArmResult]) -> Grid:
 
 def out_of_distribution_grid(arms: Sequence[ArmResult]) -> Grid:
     """Tasks that were not trained for: an arm and task a row."""
-    rows = [
-        (
-            arm.arm,
-            other.task,
-            f"{percent(other.accuracy)} ({100 * other.ci95[0]:.0f} to {100 * other.ci95[1]:.0f})",
-            "-" if other.vs_zero_shot is None else points(other.vs_zero_shot.delta),
-        )
-        for arm in arms
-        for other in arm.out_of_distribution
-    ]
-    return Grid(("arm", "task", "accuracy (95% CI)", "vs zero-shot"), rows)
+    rows = [(arm.arm, other.task, *_compared(arm.arm, other)) for arm in arms for other in arm.out_of_distribution]
+    return Grid(("arm", "task", *COLUMNS[1:4]), rows)
 
 
 def tuning_grid(arms: Sequence[ArmResult]) -> Grid:
