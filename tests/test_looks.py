@@ -55,6 +55,14 @@ def test_an_arm_that_is_added_is_no_further_look(store: Store) -> None:
     assert _look(_answer(store, 100, arms=("lora", "dora"))) == (1, 0.05)
 
 
+def test_an_arm_that_is_left_out_after_an_answer_is_named(store: Store) -> None:
+    both = _answer(store, 100, arms=("lora", "dora"))
+    assert not any("dora" in warning for warning in both.warnings)
+    alone = _answer(store, 100)
+    assert _look(alone) == (1, 0.05)
+    assert any("an earlier answer was about dora too" in warning for warning in alone.warnings)
+
+
 @pytest.mark.parametrize("change", [{"n": 120}, {"n": 100, "seeds": 2}])
 def test_more_items_or_seeds_after_the_one_look_are_exploratory(store: Store, change: dict[str, int]) -> None:
     _answer(store, 100)

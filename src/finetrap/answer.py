@@ -93,7 +93,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
     arms: list[ArmResult] = []
     comparisons: list[Comparison] = []
     recommendations: list[Recommendation] = []
-    looks: list[str | None] = []
+    looks: list[str] = []
     for model, task in dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned):
         cells: dict[str, list[Planned]] = {}
         for planned in plan.planned:
@@ -103,7 +103,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         if not done:
             continue
         look = look_at(study, plan, store, model, task)
-        looks.append(look.warning(model, task))
+        looks += look.warnings(model, task)
         group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None}, look)
         rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
         group += [arm for arm in _arm_results(study, rescues, look) if arm.rescue_of is not None]
@@ -151,7 +151,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         recommendations=tuple(recommendations),
         claims=judge_study(study, plan, store),
         failures=failures,
-        warnings=(*filter(None, looks), *_warnings(arms, plan, environments)),
+        warnings=(*looks, *_warnings(arms, plan, environments)),
     )
 
 

@@ -18,21 +18,29 @@ class LookAt(NamedTuple):
     """Level of its tests."""
     exploratory: bool
     """Earlier looks left less than that of the 5%."""
+    left_out: tuple[str, ...] = ()
+    """Arms that an earlier answer was about, and this one is not."""
 
-    def warning(self, model: str, task: str) -> str | None:
+    def warnings(self, model: str, task: str) -> list[str]:
         """What a reader has to know of it; nothing of a first look."""
+        warnings = []
         if self.exploratory:
-            return (
+            warnings.append(
                 f"{task} with {model}: this is answer {self.number}: items, seeds or settings were changed after one "
                 f"was read, which had spent the 5%. Its verdicts are exploratory. A study that may grow says "
                 f"`looks: many` before its first answer."
             )
-        if self.number > 1:
-            return (
+        elif self.number > 1:
+            warnings.append(
                 f"{task} with {model}: this is look {self.number}, tested at {100 * self.alpha:.2g}%, so that all "
                 f"looks together stay within 5%."
             )
-        return None
+        if self.left_out:
+            warnings.append(
+                f"{task} with {model}: an earlier answer was about {', '.join(self.left_out)} too. Corrected for the "
+                f"arms that are left alone, what is shown here is worth less than it says; report all that were tried."
+            )
+        return warnings
 
 
 def look_at(study: Study, plan: Plan, store: Store, model: str, task: str) -> LookAt:
@@ -63,12 +71,13 @@ def log_answers(study: Study, plan: Plan, store: Store) -> None:
 
 def _look(study: Study, before: Sequence[Answered], evaluated: Mapping[str, str]) -> tuple[LookAt, bool]:
     """The look, and whether it was given before: an arm that is added is none, one that is evaluated anew is."""
+    left_out = tuple(dict.fromkeys(arm for answered in before for arm in answered.evaluated if arm not in evaluated))
     for index, answered in enumerate(before):
         if all(evaluated[arm] == key for arm, key in answered.evaluated.items() if arm in evaluated):
-            return LookAt(index + 1, answered.alpha, _spent(before[: index + 1]) > stats.ALPHA), True
+            return LookAt(index + 1, answered.alpha, _spent(before[: index + 1]) > stats.ALPHA, left_out), True
     number = len(before) + 1
     alpha = round(stats.look_alpha(number), 12) if study.looks == "many" else stats.ALPHA
-    return LookAt(number, alpha, _spent(before) + alpha > stats.ALPHA), False
+    return LookAt(number, alpha, _spent(before) + alpha > stats.ALPHA, left_out), False
 
 
 def _spent(looks: Sequence[Answered]) -> float:

@@ -104,8 +104,8 @@ class Store:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
             raise StudyError(f"{self.folder} cannot be written to; name another folder with --out.")
 
-    def check_space(self, needed: int) -> None:
-        """Check that the disk holds `needed` bytes more.
+    def check_space(self, needed: int, *, keeps: bool) -> None:
+        """Check that the disk holds `needed` bytes more; `keeps` says whether some of them are kept by choice.
 
         Raises:
             StudyError: it does not.
@@ -113,9 +113,10 @@ class Store:
         nearest = next(path for path in self._upwards() if path.exists())
         free = shutil.disk_usage(nearest).free
         if needed > free:
+            keep = ", or --keep none" if keeps else ""
             raise StudyError(
                 f"the study needs about {needed / 2**20:,.0f} MiB in {self.folder}, and {free / 2**20:,.0f} MiB are "
-                f"free there; name a folder on another disk with --out, or --keep none."
+                f"free there; name a folder on another disk with --out{keep}."
             )
 
     @contextmanager

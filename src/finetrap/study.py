@@ -111,7 +111,7 @@ def _check_resources(prepared: Prepared) -> float:
     from finetrap.cost import check_memory
 
     left = estimates(prepared)
-    prepared.store.check_space(most_disk_bytes(prepared.study, left))
+    prepared.store.check_space(most_disk_bytes(prepared.study, left), keeps=prepared.study.keep != "none")
     for planned, rest in left:
         trial = planned.trial
         if rest.disk_bytes and is_trained(trial.method) and not build(trial.method, trial.settings).adapter:
