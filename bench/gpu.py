@@ -123,9 +123,9 @@ def free() -> None:
 
 def train_ours(shape: str, method: str, rows: list[Any]) -> tuple[float, int]:
     """Seconds of one epoch, and the peak of memory."""
-    from finetrap.attention import packed_attention_on
+    from finetrap.engine.attention import packed_attention_on
+    from finetrap.engine.train import train
     from finetrap.method import build, complete_settings
-    from finetrap.train import train
 
     free()
     model = random_model(shape, torch.bfloat16)
@@ -191,7 +191,7 @@ def train_theirs(shape: str, method: str, rows: list[Any], tokenizer: Any, batch
 
 def answer_ours(model: Any, tokenizer: Any, prompts: list[list[int]]) -> float:
     """Seconds of all answers."""
-    from finetrap.generate import generate_greedy
+    from finetrap.engine.generate import generate_greedy
 
     free()
     return timed(lambda: generate_greedy(model, tokenizer, prompts, max_new_tokens=NEW_TOKENS, stop_tokens=[]))
@@ -334,7 +334,7 @@ def main() -> None:
         return
     from transformers import AutoTokenizer
 
-    from finetrap.loss import TrainingRow
+    from finetrap.engine.loss import TrainingRow
 
     folder, started = Path(asked.words[0]), time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from measure import Run
 from work import Job, encoder, loaded, shots, task_of, test_examples, training_examples
 
-from finetrap.attention import packed_attention_on
 from finetrap.config import Study
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import TrainingRow
+from finetrap.engine.train import train as train_rows
 from finetrap.evaluate import Asked, evaluate
-from finetrap.loss import TrainingRow
 from finetrap.method import build, complete_settings
 from finetrap.quiet import quiet_libraries
 from finetrap.records import ItemRow
-from finetrap.train import train as train_rows
 
 
 def train(job: Job) -> Run:

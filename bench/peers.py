@@ -15,9 +15,9 @@ import transformers
 from measure import Run
 from work import Job, encoder, fresh, loaded, precision, shots, task_of, test_examples, tokenizer, training_examples
 
+from finetrap.engine.train import VALIDATIONS
 from finetrap.quiet import quiet_libraries
 from finetrap.task import Example
-from finetrap.train import VALIDATIONS
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

@@ -26,10 +26,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetrap.config import ModelSpec, Study
 from finetrap.models import LoadedModel, find, load
-from finetrap.page import write_page
-from finetrap.report import write_report
+from finetrap.report.markdown import write_report
+from finetrap.report.page import write_page
+from finetrap.report.sections import sections
 from finetrap.results import Results
-from finetrap.sections import sections
 from finetrap.store import Store
 from finetrap.study import run
 from finetrap.task import Example, Split, Task, task
@@ -133,7 +133,7 @@ def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("CHECK_SHAPES"):
             empty = '<svg xmlns="http://www.w3.org/2000/svg"><g id="figure_1"/></svg>'
-            patch.setattr("finetrap.charts.section.Chart.draw", lambda chart, canvas: empty)
+            patch.setattr("finetrap.report.charts.section.Chart.draw", lambda chart, canvas: empty)
         yield
 
 

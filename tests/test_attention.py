@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetrap.attention import (
+from finetrap.engine.attention import (
     PackedRow,
     Span,
     by_token_budget,

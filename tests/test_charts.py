@@ -7,12 +7,12 @@ import pytest
 from rich_results import CLAIM
 from support import page_of
 
-from finetrap.charts import NARROW, WIDE
-from finetrap.notebook import results_html
+from finetrap.report.charts import NARROW, WIDE
+from finetrap.report.notebook import results_html
+from finetrap.report.sections import Section, sections
+from finetrap.report.text_forest import text_forest
+from finetrap.report.words import in_words
 from finetrap.results import ArmResult, Results
-from finetrap.sections import Section, sections
-from finetrap.text_forest import text_forest
-from finetrap.words import in_words
 
 KINDS = ["forest", "learn-forget", "cost", "outcomes", "tuning", "accuracy"]
 

@@ -10,9 +10,9 @@ from own_rows import chat_rows, question, rows, write
 from support import called
 
 from finetrap import OwnData, StudyError
-from finetrap.check_data import DataReport, check
 from finetrap.data import Encoder, load_splits, load_test
-from finetrap.own_data import own_task
+from finetrap.rows.check_data import DataReport, check
+from finetrap.rows.own_data import own_task
 from finetrap.task import Example
 
 LONG = "one two three four five six seven eight nine ten eleven twelve"

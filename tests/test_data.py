@@ -17,8 +17,8 @@ from finetrap.data import (
     load_test,
     sealed,
 )
-from finetrap.duplicates import NEAR_DUPLICATE, carve, clusters, normalise, sample
 from finetrap.errors import StudyError
+from finetrap.rows.duplicates import NEAR_DUPLICATE, carve, clusters, normalise, sample
 from finetrap.scoring import number_of
 from finetrap.task import Example, Task, get_task
 

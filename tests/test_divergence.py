@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from finetrap import divergence
 from finetrap.data import Encoder
 from finetrap.divergence import divergences, token_divergences
+from finetrap.engine.loss import TrainingRow
 from finetrap.evaluate import Asked, evaluate
-from finetrap.loss import TrainingRow
 from finetrap.models import LoadedModel
 from finetrap.task import get_task
 

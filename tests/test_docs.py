@@ -143,15 +143,19 @@ def test_every_verdict_is_explained() -> None:
 
 @pytest.mark.parametrize("path", HAND_WRITTEN, ids=lambda path: path.name)
 def test_code_that_a_page_names_exists(path: Path) -> None:
-    missing = []
-    for module, name in re.findall(r"`finetrap\.(\w+)(?:\.(\w+))?`", path.read_text()):
-        source = ROOT / "src" / "finetrap" / f"{module}.py"
-        sources = [source] if source.is_file() else sorted((ROOT / "src" / "finetrap" / module).glob("*.py"))
-        defines = rf"^(def|class) {name}\b|^{name}\b.*="
-        text = "\n".join(source.read_text() for source in sources)
-        if not sources or (name and not re.search(defines, text, re.MULTILINE)):
-            missing.append(f"{module}.{name}")
-    assert missing == []
+    named = re.findall(r"`(finetrap(?:\.\w+)+)`", path.read_text())
+    assert [name for name in named if not _defined(name)] == []
+
+
+def _defined(dotted: str) -> bool:
+    """Whether this is a module of the package, or what a module, or one of a package of them, defines."""
+    path = ROOT / "src" / dotted.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").is_file():
+        return True
+    home = path.parent.with_suffix(".py")
+    sources = [home] if home.is_file() else sorted(path.parent.glob("*.py"))
+    text = "\n".join(source.read_text() for source in sources)
+    return bool(re.search(rf"^(def|class) {path.name}\b|^{path.name}\b.*=", text, re.MULTILINE))
 
 
 @pytest.mark.thorough

@@ -13,11 +13,12 @@ from tiny import VARIANTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from finetrap.attention import packed_attention_on
 from finetrap.config import DEFAULT_ARMS, ModelSpec, make_study
 from finetrap.data import Encoder, load_test
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import TrainingRow
+from finetrap.engine.train import train, validation_loss
 from finetrap.evaluate import Asked, evaluate
-from finetrap.loss import TrainingRow
 from finetrap.method import Training
 from finetrap.models import LoadedModel, find, load
 from finetrap.records import Planned
@@ -25,7 +26,6 @@ from finetrap.results import Results
 from finetrap.scoring import score_number
 from finetrap.store import Store
 from finetrap.task import Example, Task, get_task
-from finetrap.train import train, validation_loss
 from finetrap.trial import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")

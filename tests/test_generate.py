@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from finetrap import generate as generate_module
-from finetrap.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
+from finetrap.engine import generate as generate_module
+from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
 
 PAD = 258
 NEW = 12

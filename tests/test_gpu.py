@@ -7,12 +7,12 @@ import torch
 from tiny import make_model
 
 from finetrap import Study
-from finetrap import attention as attention_module
-from finetrap import loss as loss_module
-from finetrap.attention import packed_attention_on
-from finetrap.decoding import Rows, decoding_attention_on
-from finetrap.generate import generate_greedy
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.engine import attention as attention_module
+from finetrap.engine import loss as loss_module
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.decoding import Rows, decoding_attention_on
+from finetrap.engine.generate import generate_greedy
+from finetrap.engine.loss import CompletionLoss, TrainingRow
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 

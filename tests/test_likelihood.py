@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from finetrap import likelihood
-from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.engine import likelihood
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
 
 ITEMS = [
     ChoiceItem([65, 66, 67], [[70], [71, 72], [73, 74, 75, 76]]),

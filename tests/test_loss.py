@@ -10,10 +10,10 @@ from tiny import make_model
 from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from finetrap import head as head_module
-from finetrap.attention import packed_attention_on
-from finetrap.head import token_losses
-from finetrap.loss import CompletionLoss, TrainingRow, _SummedCrossEntropy
+from finetrap.engine import head as head_module
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.head import token_losses
+from finetrap.engine.loss import CompletionLoss, TrainingRow, _SummedCrossEntropy
 
 ROWS = [TrainingRow([7 + (i * k) % 200 for i in range(12 + k)], prompt_length=3 + k % 2) for k in range(1, 6)]
 
@@ -132,7 +132,7 @@ def child(code):
 def test_memory_does_not_grow_with_tokens_times_gemmas_vocabulary():
     peak = child("""
 import json, resource, torch
-from finetrap.loss import _SummedCrossEntropy
+from finetrap.engine.loss import _SummedCrossEntropy
 weight = torch.randn(262_144, 16, requires_grad=True)
 hidden = torch.randn(700, 16, requires_grad=True)
 targets = torch.arange(700)
@@ -151,11 +151,11 @@ def test_out_of_memory_halves_the_micro_batch_and_ends_at_the_same_weights():
 import json, resource, sys, torch
 sys.path.insert(0, "tests")
 from tiny import make_model
-from finetrap import loss
-from finetrap.attention import packed_attention_on
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.engine import loss
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
-from finetrap.train import train
+from finetrap.engine.train import train
 torch.set_num_threads(1)
 sizes = []
 halve = loss.is_out_of_memory

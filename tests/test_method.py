@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetrap.attention import packed_attention_on
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import TrainingRow
+from finetrap.engine.train import train
 from finetrap.errors import StudyError
-from finetrap.loss import TrainingRow
 from finetrap.method import Arm, build, complete_settings, default_settings, is_trained, method, parse_arm
-from finetrap.train import train
 
 IDS = torch.tensor([list(range(97, 127))])
 ROWS = [TrainingRow(list(range(60 + i, 80 + i)), prompt_length=5) for i in range(4)]

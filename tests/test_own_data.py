@@ -18,9 +18,9 @@ from finetrap import OwnData, Results, Study, StudyError
 from finetrap.config import load_study
 from finetrap.data import Encoder, load_splits, load_test
 from finetrap.evaluate import most_common_answer
-from finetrap.examples import parse
-from finetrap.own_data import make_own_data, own_task
 from finetrap.progress import Reporter
+from finetrap.rows.examples import parse
+from finetrap.rows.own_data import make_own_data, own_task
 from finetrap.study import run
 from finetrap.task import Example, Task
 

@@ -15,9 +15,9 @@ import pytest
 from conftest import HOSTILE
 from support import Page, called, contents, page_of, rows_in
 
-from finetrap.charts import OUTCOME_TONES
 from finetrap.errors import StudyError
 from finetrap.records import FailureRecord
+from finetrap.report.charts import OUTCOME_TONES
 from finetrap.store import Store
 from finetrap.study import answer
 from finetrap.task import Example, Split, Task, get_task, task

@@ -11,8 +11,8 @@ from support import Place, called, check, contents, error_of, study_file, trial_
 
 from finetrap import OwnData, StudyError, load_plugin
 from finetrap.method import is_trained, method
-from finetrap.own_data import own_task
 from finetrap.registry import Registry
+from finetrap.rows.own_data import own_task
 from finetrap.scoring import make_scorer, scorer
 from finetrap.task import get_task, task
 

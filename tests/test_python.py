@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import finetrap
 from finetrap import ModelSpec, OwnData, Results, Study, StudyError, load_plugin
-from finetrap.in_memory import named_model, named_table
 from finetrap.quiet import quiet_libraries
 from finetrap.registry import Registry
-from finetrap.table import cells, headline
+from finetrap.report.table import cells, headline
+from finetrap.rows.in_memory import named_model, named_table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetrap.reordered import Frozen, reordered_weights
+from finetrap.engine.reordered import Frozen, reordered_weights
 
 SIZES = st.integers(1, 70)
 

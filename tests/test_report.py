@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetrap import Study
+from finetrap.report.table import escape
 from finetrap.results import Results
-from finetrap.table import escape
 
 
 def _run(tiny_folder: Path, folder: Path) -> Results:

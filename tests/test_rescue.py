@@ -14,7 +14,6 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from finetrap.config import Study
-from finetrap.duplicates import normalise, sample
 from finetrap.errors import StudyError
 from finetrap.listing import where_to_find
 from finetrap.method import build, complete_settings
@@ -23,6 +22,7 @@ from finetrap.records import ModelRecord, Trial
 from finetrap.replay import general_texts, mixed_in, untested
 from finetrap.rescue import conclusions, rescue_arms, rescues_of
 from finetrap.results import ArmResult, Results, Verdict
+from finetrap.rows.duplicates import normalise, sample
 from finetrap.store import Store
 from finetrap.task import Example, Split, Task, get_task, task
 from finetrap.trial import interpolate

@@ -10,8 +10,8 @@ import pytest
 
 from finetrap import stats
 from finetrap.config import Study
+from finetrap.engine.generate import Generated
 from finetrap.evaluate import keeps_chat_format
-from finetrap.generate import Generated
 from finetrap.records import ItemRow
 from finetrap.results import Retention
 from finetrap.retention import RowsOfTasks, retention_of

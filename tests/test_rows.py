@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetrap.errors import StudyError
-from finetrap.rows import dataset_rows, read_rows
+from finetrap.rows.read import dataset_rows, read_rows
 
 ROWS = [{"prompt": "Où?", "answer": "ici, là"}, {"prompt": 'a "quote"\nand a line', "answer": "ß"}]
 

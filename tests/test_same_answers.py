@@ -11,7 +11,7 @@ from same_answers.matrix import matrix, sample
 from same_answers.subjects import SMOLLM2, TINY, Pair, adapted, base, models, questions, trainable
 from same_answers.training import ROWS, loop_gradient, of_gradients, plain_gradient, plain_losses
 
-from finetrap.generate import Generated
+from finetrap.engine.generate import Generated
 
 EVERYTHING = matrix(TINY)
 REAL = (

@@ -14,8 +14,8 @@ from support import called, page_of, rows_in, trial_folder
 from finetrap import stats
 from finetrap.config import ModelSpec, Study
 from finetrap.data import Encoder, load_test
+from finetrap.engine.generate import Sampling, generate_samples
 from finetrap.errors import StudyError
-from finetrap.generate import Sampling, generate_samples
 from finetrap.models import LoadedModel, find
 from finetrap.plan import load_tasks, plan
 from finetrap.records import Evaluation, ItemRow, Sampled

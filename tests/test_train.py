@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from finetrap import loss as loss_module
-from finetrap.attention import packed_attention_on
 from finetrap.data import Encoder
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.engine import loss as loss_module
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import CompletionLoss, TrainingRow
+from finetrap.engine.train import Masters, train, validation_loss
 from finetrap.method import Training, build, complete_settings
 from finetrap.task import get_task
-from finetrap.train import Masters, train, validation_loss
 
 METHODS = ("full", "lora", "dora")
 PAD = 258

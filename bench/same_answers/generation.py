@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from finetrap.generate import Generated, generate_greedy
+from finetrap.engine.generate import Generated, generate_greedy
 from same_answers.cells import TIE, Cell, Outcome
 from same_answers.subjects import ADAPTING, SMOLLM2, SPECIAL, TINY, WORDLESS, Pair, adapted, base, questions
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finetrap.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
 from same_answers.cells import Cell, Outcome, of_numbers
 from same_answers.subjects import ADAPTING, SMOLLM2, adapted, base, choices, solved
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from finetrap.data import Encoder, draw_shots, load_splits, load_test
-from finetrap.generate import generate_greedy
+from finetrap.engine.generate import generate_greedy
 from finetrap.task import Example, get_task
 from same_answers.cells import Cell, Outcome
 from same_answers.generation import transformers_answers

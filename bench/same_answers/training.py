@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from finetrap.attention import packed_attention_on
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import CompletionLoss, TrainingRow
+from finetrap.engine.train import train, validation_loss
 from finetrap.method import Training
-from finetrap.train import train, validation_loss
 from same_answers.cells import Cell, Outcome, of_numbers
 from same_answers.subjects import ADAPTING, SMOLLM2, TINY, Pair, base, solved, trainable
 

@@ -6,9 +6,9 @@ from typing import get_args
 
 from finetrap import answer, data, recommend, stats
 from finetrap.config import Study
+from finetrap.report.sections import machine
+from finetrap.report.table import arms_grid, escape, groups, headline, legend, markdown, percent, points
 from finetrap.results import ArmResult, Results, Verdict
-from finetrap.sections import machine
-from finetrap.table import arms_grid, escape, groups, headline, legend, markdown, percent, points
 from generator.markdown import page, table
 
 DOCS = Path(__file__).parent.parent

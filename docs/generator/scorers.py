@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from finetrap.own_data import FEWEST_TEST, OwnData, own_task
+from finetrap.rows.own_data import FEWEST_TEST, OwnData, own_task
 from finetrap.scoring import Scorer, Verdict, make_scorer, scorer
 from finetrap.stats import macro_f1
 from generator.markdown import docstring, fenced, page, prose, table

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from finetrap.config import ModelSpec, Study, load_study
     from finetrap.errors import StudyError
-    from finetrap.own_data import OwnData
     from finetrap.registry import load_plugin
     from finetrap.results import Results
+    from finetrap.rows.own_data import OwnData
 
 __version__ = "0.1.0"
 __all__ = ["ModelSpec", "OwnData", "Results", "Study", "StudyError", "load_plugin", "load_study"]
 
 _HOME = {
     "ModelSpec": "config",
-    "OwnData": "own_data",
+    "OwnData": "rows.own_data",
     "Results": "results",
     "Study": "config",
     "StudyError": "errors",

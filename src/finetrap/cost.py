@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from finetrap.allocator import give_back_freed_memory
+from finetrap.engine.allocator import give_back_freed_memory
 from finetrap.errors import StudyError
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
 
-from finetrap.duplicates import carve, normalise, sample
 from finetrap.errors import StudyError
+from finetrap.rows.duplicates import carve, normalise, sample
 from finetrap.task import Example, Split, Task, Turn
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetrap.attention import by_token_budget, pack_causal, packed_attention_on
-from finetrap.head import LOGITS_AT_A_TIME, Head
-from finetrap.loss import TrainingRow
+from finetrap.engine.attention import by_token_budget, pack_causal, packed_attention_on
+from finetrap.engine.head import LOGITS_AT_A_TIME, Head
+from finetrap.engine.loss import TrainingRow
 
 TOKENS_AT_A_TIME = 2048
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from finetrap.attention import common_prefix
 from finetrap.data import Encoder, Prompt, too_long
 from finetrap.divergence import divergences
-from finetrap.generate import Generated, Sampling, generate_greedy, generate_samples
-from finetrap.likelihood import ChoiceItem, choice_loglikelihoods
-from finetrap.loss import TrainingRow
+from finetrap.engine.attention import common_prefix
+from finetrap.engine.generate import Generated, Sampling, generate_greedy, generate_samples
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods
+from finetrap.engine.loss import TrainingRow
 from finetrap.models import LoadedModel
 from finetrap.records import ItemRow
 from finetrap.scoring import is_degenerate, outcome_of

@@ -6,9 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from finetrap.records import Record
+from finetrap.report.table import STYLES
+from finetrap.report.words import WORDS, ends, percent, points
 from finetrap.results import VersusZeroShot
-from finetrap.table import STYLES
-from finetrap.words import WORDS, ends, percent, points
 
 SCHEMA = "finetrap/judge/1"
 COLUMNS = (

@@ -17,9 +17,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from finetrap.config import DType, ModelSpec
+from finetrap.engine.generate import generate_greedy
+from finetrap.engine.likelihood import ChoiceItem, choice_scores
 from finetrap.errors import unknown
-from finetrap.generate import generate_greedy
-from finetrap.likelihood import ChoiceItem, choice_scores
 from finetrap.models import check_checkpoint, choose_device, choose_dtype, find, load
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
                 raise unknown("model argument", name, (*known, "chat_template_args", "pretrained", "peft", "dtype"))
         if dtype not in get_args(DType):
             raise unknown("dtype", dtype, get_args(DType))
-        from finetrap.attention import check_packing
+        from finetrap.engine.attention import check_packing
         from finetrap.trial import load_checkpoint
 
         if peft:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from finetrap.config import DType, ModelSpec
 from finetrap.errors import StudyError, unknown
 from finetrap.gguf import dequantised, read_header
-from finetrap.in_memory import shown_name
 from finetrap.presets import PRESETS, file_sha256, here
 from finetrap.quiet import quiet_hub, quiet_libraries
 from finetrap.records import ModelRecord, digest
+from finetrap.rows.in_memory import shown_name
 
 if TYPE_CHECKING:
     import torch

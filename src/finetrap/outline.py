@@ -16,7 +16,7 @@ from finetrap.models import Source, find, on_this_machine
 from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, most_disk_bytes, plan
 from finetrap.presets import PRESETS
 from finetrap.records import ModelRecord, Planned
-from finetrap.rows import here as data_here
+from finetrap.rows.read import here as data_here
 from finetrap.size import in_words, seconds_of, sized_text
 from finetrap.store import Store
 from finetrap.task import Example, HubData, Split, Task

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from finetrap.config import Study
 from finetrap.data import Splits, TestSet, draw_shots, load_splits, load_test, sealed
-from finetrap.duplicates import near_overlap
 from finetrap.method import Arm, Method, build
 from finetrap.method import method as method_registry
 from finetrap.models import Source
-from finetrap.own_data import OwnData
 from finetrap.records import Evaluation, Planned, Purpose, Sampled, TaskRecord, Trial, digest, items_digest
 from finetrap.replay import mixed_in, untested
+from finetrap.rows.duplicates import near_overlap
+from finetrap.rows.own_data import OwnData
 from finetrap.store import Store
 from finetrap.task import Example, Task
 

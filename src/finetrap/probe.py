@@ -3,10 +3,10 @@
 import time
 from dataclasses import replace
 
-from finetrap.attention import packed_attention_on
 from finetrap.data import Encoder
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.loss import CompletionLoss, TrainingRow
 from finetrap.evaluate import Asked, evaluate
-from finetrap.loss import CompletionLoss, TrainingRow
 from finetrap.method import Method
 from finetrap.models import LoadedModel
 from finetrap.plan import SHARE_OF_PEAK, TaskItems, tokens_of

@@ -96,7 +96,7 @@ def reporter_here() -> Reporter:
     """Bars where they can be shown, a line a trial elsewhere; on stderr, but for a notebook, which reddens that."""
     console = Console(stderr=True)
     if console.is_jupyter:
-        from finetrap.notebook import NotebookReporter
+        from finetrap.report.notebook import NotebookReporter
 
         with warnings.catch_warnings():
             # Without ipywidgets tqdm, which Transformers imports, warns of bars that nobody will see.

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from finetrap.duplicates import normalise
+from finetrap.rows.duplicates import normalise
 from finetrap.task import Example, packaged_rows
 
 

@@ -180,7 +180,7 @@ class Results(Record):
 
     def __repr__(self) -> str:
         # All of it is to_json(); this is what a person reads at a prompt.
-        from finetrap.table import groups, headline
+        from finetrap.report.table import groups, headline
 
         answers = [
             f"{task} with {model}: {', '.join(arm.arm for arm in arms)}. {headline(recommendation)}"
@@ -192,7 +192,7 @@ class Results(Record):
         return repr(self)
 
     def _repr_html_(self) -> str:
-        from finetrap.notebook import results_html
+        from finetrap.report.notebook import results_html
 
         return results_html(self, self.report() if self._folder else None)
 
@@ -212,7 +212,7 @@ class Results(Record):
 
     def table(self) -> str:
         """The table that the command line prints, as plain text."""
-        from finetrap.table import plain_table
+        from finetrap.report.table import plain_table
 
         return plain_table(self)
 

@@ -126,9 +126,9 @@ def answer(study: Study, store: Store) -> Results:
     Raises:
         StudyError: a record is damaged, or the folder cannot be written to.
     """
-    from finetrap.page import write_page
-    from finetrap.report import write_report
-    from finetrap.sections import sections
+    from finetrap.report.markdown import write_report
+    from finetrap.report.page import write_page
+    from finetrap.report.sections import sections
 
     resolved = store.plan()
     with disk_errors(store.folder):
@@ -172,7 +172,7 @@ def _run_model(study: Study, prepared: Prepared, source: Source, reporter: Repor
 
     if not left(prepared):
         return prepared
-    from finetrap.attention import check_packing
+    from finetrap.engine.attention import check_packing
     from finetrap.models import choose_dtype, load
 
     loaded = load(source, dtype=choose_dtype(study.dtype, prepared.device), device=prepared.device)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from finetrap.attention import packed_attention_on
 from finetrap.config import Study
 from finetrap.cost import folder_bytes, measure
 from finetrap.data import Encoder, Splits, draw_shots
+from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.generate import Sampling
+from finetrap.engine.loss import TrainingRow
+from finetrap.engine.train import train
 from finetrap.errors import StudyError
 from finetrap.evaluate import Asked, evaluate, most_common_answer, reference_loss
-from finetrap.generate import Sampling
-from finetrap.loss import TrainingRow
 from finetrap.method import Method, build
 from finetrap.models import LoadedModel, load_weights
 from finetrap.plan import TaskItems, examples_of, missing
@@ -32,7 +33,6 @@ from finetrap.records import (
 )
 from finetrap.store import Store, now
 from finetrap.task import Example, Task
-from finetrap.train import train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -47,7 +47,7 @@ def check_data(
 
     Example: finetrap check-data tickets.csv --prompt-field text --answer-field queue --score label
     """
-    from finetrap.check_data import check
+    from finetrap.rows.check_data import check
 
     own = own_data(context, None)
     assert own is not None

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from finetrap.config import Study
-    from finetrap.own_data import OwnData
     from finetrap.results import Results
+    from finetrap.rows.own_data import OwnData
 
 
 def own_data(context: typer.Context, task: str | None) -> "OwnData | None":
     """Data of one's own out of the options, which are called as its fields; None where a task is named."""
-    from finetrap.own_data import OwnData, make_own_data
+    from finetrap.rows.own_data import OwnData, make_own_data
 
     values = given(**{name: context.params.get(name) for name in OwnData.model_fields})
     if task is not None and values:
@@ -110,7 +110,7 @@ def show(results: "Results", folder: Path, *, json: bool) -> None:
         typer.echo(results.to_json())
         return
     from finetrap.listing import where_to_find
-    from finetrap.table import render
+    from finetrap.report.table import render
 
     console().print(render(results))
     typer.echo(where_to_find(results, folder))

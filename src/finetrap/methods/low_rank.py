@@ -13,7 +13,7 @@ def _low_rank(rank: int, alpha: int, dropout: float, training: Training, *, use_
     def prepare(model: "PreTrainedModel") -> "Module":
         from peft import LoraConfig, get_peft_model
 
-        from finetrap.adapters import speed_up
+        from finetrap.engine.adapters import speed_up
 
         config = LoraConfig(
             r=rank,

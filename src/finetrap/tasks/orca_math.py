@@ -5,9 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from finetrap.duplicates import carve
 from finetrap.final_answer import final_answer, score_final
-from finetrap.rows import dataset_rows
+from finetrap.rows.duplicates import carve
+from finetrap.rows.read import dataset_rows
 from finetrap.task import Example, HubData, Split, Task, task
 from finetrap.tasks.gsm8k import prompt, stated
 

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetrap.attention import PackedRow, Span, by_token_budget, packed_attention_on
-from finetrap.head import Head, exponentials
-from finetrap.reordered import reordered_weights
+from finetrap.engine.attention import PackedRow, Span, by_token_budget, packed_attention_on
+from finetrap.engine.head import Head, exponentials
+from finetrap.engine.reordered import reordered_weights
 
 TOKENS_AT_A_TIME = 4096
 """Of a packed row, the shared prefix not counted, which is computed once a row."""

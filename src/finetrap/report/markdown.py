@@ -5,10 +5,8 @@ from pathlib import Path
 
 from finetrap.config import Study
 from finetrap.records import slug
-from finetrap.results import ArmResult, Results
-from finetrap.sections import Section, command_of, finished, machine, settings_of
-from finetrap.store import Store
-from finetrap.table import (
+from finetrap.report.sections import Section, command_of, finished, machine, settings_of
+from finetrap.report.table import (
     arms_grid,
     cost_grid,
     escape,
@@ -20,7 +18,9 @@ from finetrap.table import (
     retention_grid,
     tuning_grid,
 )
-from finetrap.words import claimed, in_words, rescued
+from finetrap.report.words import claimed, in_words, rescued
+from finetrap.results import ArmResult, Results
+from finetrap.store import Store
 
 
 def write_report(results: Results, study: Study, store: Store, found: Sequence[Section]) -> Path:

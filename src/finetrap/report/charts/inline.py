@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from finetrap.charts.canvas import PALETTE
+from finetrap.report.charts.canvas import PALETTE
 
 
 def inline(svg: str, *, name: str, label: str) -> str:

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetrap.allocator import keep_freed_memory
-from finetrap.attention import by_token_budget, common_prefix
 from finetrap.cost import free_memory_bytes
-from finetrap.decoding import Rows, decoding_attention_on
+from finetrap.engine.allocator import keep_freed_memory
+from finetrap.engine.attention import by_token_budget, common_prefix
+from finetrap.engine.decoding import Rows, decoding_attention_on
 
 
 class Limits(NamedTuple):

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from finetrap.charts.canvas import GRID, LINES, PALETTE, Canvas, figure_of, svg
 from finetrap.records import TrainingLogEntry
+from finetrap.report.charts.canvas import GRID, LINES, PALETTE, Canvas, figure_of, svg
 
 
 def learning_chart(logs: Mapping[str, Sequence[TrainingLogEntry]], canvas: Canvas) -> str | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetrap.charts.canvas import PALETTE, Canvas, figure_of, label_rows, svg
+from finetrap.report.charts.canvas import PALETTE, Canvas, figure_of, label_rows, svg
 from finetrap.results import ArmResult
 from finetrap.scoring import Outcome
 

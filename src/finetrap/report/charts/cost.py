@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
-from finetrap.charts.labels import Point, label_points
 from finetrap.recommend import cost_to_own
+from finetrap.report.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
+from finetrap.report.charts.labels import Point, label_points
 from finetrap.results import ArmResult
 
 if TYPE_CHECKING:

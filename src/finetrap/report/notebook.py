@@ -12,12 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from finetrap.charts import Chart
 from finetrap.progress import Reporter
+from finetrap.report.charts import Chart
+from finetrap.report.sections import sections
+from finetrap.report.table import Grid, arms_grid, headline, legend
+from finetrap.report.words import claimed, in_words, rescued
 from finetrap.results import Results
-from finetrap.sections import sections
-from finetrap.table import Grid, arms_grid, headline, legend
-from finetrap.words import claimed, in_words, rescued
 
 SECONDS_BETWEEN_UPDATES = 0.5
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetrap.charts.canvas import REFERENCE, Canvas, colour_of, figure_of, forgets, label_rows, svg, wrapped
+from finetrap.report.charts.canvas import REFERENCE, Canvas, colour_of, figure_of, forgets, label_rows, svg, wrapped
 from finetrap.results import ArmResult
 
 

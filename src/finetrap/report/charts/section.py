@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from finetrap.charts.accuracy import accuracy_chart
-from finetrap.charts.canvas import WIDE, Canvas, settings
-from finetrap.charts.cost import cost_chart, seconds_once
-from finetrap.charts.forest import forest_chart
-from finetrap.charts.learn_forget import learn_forget_chart
-from finetrap.charts.learning import learning_chart
-from finetrap.charts.outcomes import outcome_chart
-from finetrap.charts.tuning import curve_of, rate_of, tuning_chart
+from finetrap.report.charts.accuracy import accuracy_chart
+from finetrap.report.charts.canvas import WIDE, Canvas, settings
+from finetrap.report.charts.cost import cost_chart, seconds_once
+from finetrap.report.charts.forest import forest_chart
+from finetrap.report.charts.learn_forget import learn_forget_chart
+from finetrap.report.charts.learning import learning_chart
+from finetrap.report.charts.outcomes import outcome_chart
+from finetrap.report.charts.tuning import curve_of, rate_of, tuning_chart
+from finetrap.report.sections import Section
+from finetrap.report.words import ends, estimand, in_words, number, percent, points
 from finetrap.results import ArmResult, Retention, TuningCandidate
-from finetrap.sections import Section
-from finetrap.words import ends, estimand, in_words, number, percent, points
 
 
 @dataclass(frozen=True)

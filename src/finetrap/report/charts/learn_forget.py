@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from finetrap.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
-from finetrap.charts.labels import Point, label_points
+from finetrap.report.charts.canvas import GRID, REFERENCE, Canvas, colour_of, figure_of, laid_out, svg, wrapped
+from finetrap.report.charts.labels import Point, label_points
+from finetrap.report.words import estimand
 from finetrap.results import ArmResult, Retention
-from finetrap.words import estimand
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

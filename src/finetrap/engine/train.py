@@ -11,8 +11,8 @@ from typing import IO, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from finetrap.allocator import keep_freed_memory
-from finetrap.loss import CompletionLoss, TrainingRow
+from finetrap.engine.allocator import keep_freed_memory
+from finetrap.engine.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
 from finetrap.records import TrainingLogEntry
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from finetrap.attention import PackedRow, logits_at, pack_causal
+from finetrap.engine.attention import PackedRow, logits_at, pack_causal
 
 LOGITS_AT_A_TIME = 1 << 25
 """Tokens times vocabulary: 128 MiB of float32."""

@@ -1,9 +1,9 @@
 """Attention for answers that are being written: a prefix that all share, and rows that come and go.
 
-Registered with Transformers' `AttentionInterface`, as `finetrap.attention` is, and for the same reason. Keys and values
-are kept here and not in one of Transformers' caches: those of the shared prefix once, whatever the number of rows, and
-those of each row in a place of its own, allocated once. A step attends to the prefix for all rows at once, to each
-row's own part, and merges the two through their log-sum-exp.
+Registered with Transformers' `AttentionInterface`, as `finetrap.engine.attention` is, and for the same reason. Keys and
+values are kept here and not in one of Transformers' caches: those of the shared prefix once, whatever the number of
+rows, and those of each row in a place of its own, allocated once. A step attends to the prefix for all rows at once, to
+each row's own part, and merges the two through their log-sum-exp.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.attention import PackedRow, Span, attend, attention_on, has_varlen_kernel, varlen_attention
-from finetrap.reordered import reordered_weights
+from finetrap.engine.attention import PackedRow, Span, attend, attention_on, has_varlen_kernel, varlen_attention
+from finetrap.engine.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
 ROWS_TOGETHER = 32

@@ -9,12 +9,12 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from finetrap.duplicates import carve
 from finetrap.errors import StudyError
-from finetrap.examples import Parsed, is_chat, parse
-from finetrap.in_memory import named_table
 from finetrap.records import Input, digest, slug
-from finetrap.rows import Row
+from finetrap.rows.duplicates import carve
+from finetrap.rows.examples import Parsed, is_chat, parse
+from finetrap.rows.in_memory import named_table
+from finetrap.rows.read import Row
 from finetrap.scoring import AnswerError, check_scorer, make_scorer, scorer
 from finetrap.task import Example, Kind, Split, Task, task
 

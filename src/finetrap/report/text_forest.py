@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from finetrap.report.words import estimand
 from finetrap.results import ArmResult
-from finetrap.words import estimand
 
 WIDTH = 45
 

@@ -17,16 +17,13 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
-from finetrap.charts import NARROW, OUTCOME_TONES, TONES, WIDE, inline, palette_css
 from finetrap.config import Study
 from finetrap.data import load_test
 from finetrap.errors import StudyError
 from finetrap.records import Evaluation, ItemRow, items_digest
-from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
-from finetrap.retention import samples_of
-from finetrap.sections import Section, command_of, finished, machine, settings_of
-from finetrap.store import Store
-from finetrap.table import (
+from finetrap.report.charts import NARROW, OUTCOME_TONES, TONES, WIDE, inline, palette_css
+from finetrap.report.sections import Section, command_of, finished, machine, settings_of
+from finetrap.report.table import (
     OUTCOMES,
     Grid,
     arms_grid,
@@ -38,8 +35,11 @@ from finetrap.table import (
     retention_grid,
     tuning_grid,
 )
+from finetrap.report.words import claimed, in_words, percent, rescued
+from finetrap.results import ArmResult, ClaimVerdict, Recommendation, Results, Verdict
+from finetrap.retention import samples_of
+from finetrap.store import Store
 from finetrap.task import Example, get_task
-from finetrap.words import claimed, in_words, percent, rescued
 
 _RESCUE_TONES: dict[bool | None, str] = {True: TONES["gain"], False: TONES["harm"], None: TONES["undecided"]}
 _CLAIM_TONES: dict[ClaimVerdict, str] = {
@@ -106,7 +106,7 @@ def write_page(results: Results, study: Study, store: Store, found: Sequence[Sec
 
 
 def _part(name: str) -> str:
-    return files("finetrap").joinpath(name).read_text(encoding="utf-8")
+    return files("finetrap.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from finetrap.reordered import Frozen
+from finetrap.engine.reordered import Frozen
 
 
 class _Base(NamedTuple):

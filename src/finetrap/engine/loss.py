@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from finetrap import head
-from finetrap.attention import by_token_budget, common_prefix, has_varlen_kernel, logits_at, pack_causal
 from finetrap.cost import free_memory_bytes, is_out_of_memory
+from finetrap.engine import head
+from finetrap.engine.attention import by_token_budget, common_prefix, has_varlen_kernel, logits_at, pack_causal
 
 T = TypeVar("T")
 

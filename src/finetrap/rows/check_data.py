@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetrap.data import Encoder, draw_shots, load_splits, load_test
-from finetrap.duplicates import clusters, near_overlap, normalise
 from finetrap.errors import StudyError
-from finetrap.examples import parse
 from finetrap.method import build, default_settings
-from finetrap.own_data import OwnData, own_task
 from finetrap.presets import EMBEDDED, PRESETS, here
 from finetrap.records import Record
+from finetrap.rows.duplicates import clusters, near_overlap, normalise
+from finetrap.rows.examples import parse
+from finetrap.rows.own_data import OwnData, own_task
 from finetrap.task import Example, Task
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetrap.report.text_forest import text_forest
+from finetrap.report.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
 from finetrap.results import ArmResult, OutOfDistribution, Recommendation, Results, Retention
 from finetrap.scoring import Outcome
-from finetrap.text_forest import text_forest
-from finetrap.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
 
 COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
 

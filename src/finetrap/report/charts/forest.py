@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from finetrap.charts.canvas import GRID, PALETTE, REFERENCE, TONES, Canvas, figure_of, label_rows, svg, wrapped
+from finetrap.report.charts.canvas import GRID, PALETTE, REFERENCE, TONES, Canvas, figure_of, label_rows, svg, wrapped
+from finetrap.report.words import WORDS, estimand, points
 from finetrap.results import ArmResult
-from finetrap.words import WORDS, estimand, points
 
 MARKERS = {"recipe": "o", "artifact": "s"}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetrap.charts.canvas import GRID, LINES, PALETTE, REFERENCE, Canvas, figure_of, svg
+from finetrap.report.charts.canvas import GRID, LINES, PALETTE, REFERENCE, Canvas, figure_of, svg
 from finetrap.results import ArmResult, TuningCandidate
 
 

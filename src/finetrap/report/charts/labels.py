@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from finetrap.charts.canvas import Canvas
+from finetrap.report.charts.canvas import Canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

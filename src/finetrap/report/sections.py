@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from finetrap.config import Study
 from finetrap.records import Environment, TrainingLogEntry
+from finetrap.report.table import groups
 from finetrap.results import ArmResult, Recommendation, Results
 from finetrap.store import Store
-from finetrap.table import groups
 
 if TYPE_CHECKING:
-    from finetrap.charts import Chart
+    from finetrap.report.charts import Chart
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Section:
     @cached_property
     def charts(self) -> "list[Chart]":
         """Its charts, each of which is drawn once for all that shows it."""
-        from finetrap.charts import charts_of
+        from finetrap.report.charts import charts_of
 
         return charts_of(self)
 

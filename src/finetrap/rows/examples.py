@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetrap.errors import StudyError
-from finetrap.rows import Row, no_column, read_rows
+from finetrap.rows.read import Row, no_column, read_rows
 from finetrap.task import Example, Split, Turn
 
 if TYPE_CHECKING:
-    from finetrap.own_data import OwnData
+    from finetrap.rows.own_data import OwnData
 
 CHAT_FIELD = "messages"
 

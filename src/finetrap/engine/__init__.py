@@ -1,0 +1,1 @@
+"""The two hot loops: training and answering. Nothing here knows of studies."""
