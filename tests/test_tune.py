@@ -50,9 +50,16 @@ def test_the_higher_accuracy_is_better_where_it_is_more_than_a_standard_error() 
 
 
 def test_a_tie_within_one_standard_error_is_broken_by_the_validation_loss() -> None:
-    # sqrt(0.54 * 0.46 / 100) is 0.0498
+    # sqrt(55/102 * 47/102 / 100) is 0.0498
     tie = [Tried("a", 0, accuracy=0.5, loss=0.1, items=100), Tried("b", 0, accuracy=0.54, loss=0.9, items=100)]
     assert [t.value for t in ranked(tie)] == ["a", "b"]
+
+
+def test_one_right_answer_at_the_floor_does_not_outweigh_the_loss() -> None:
+    # sqrt(2/66 * 64/66 / 64) is 0.0214, more than one answer in 64 and less than two
+    for right, best in ((1, "low"), (2, "lucky")):
+        tried = [Tried("lucky", 0, right / 64, 9.0, items=64), Tried("low", 0, 0.0, 0.5, items=64)]
+        assert ranked(tried)[0].value == best
 
 
 def test_what_diverged_is_behind_and_what_failed_is_out() -> None:
@@ -252,7 +259,8 @@ def test_the_final_trial_has_the_best_value_of_the_last_rung(tuned: Tuned) -> No
         tried = tuned.arm(name).tuning
         last = [c for c in tried if c.rung == max(c.rung for c in tried)]
         top = max(c.accuracy or 0 for c in last)
-        tie = top - math.sqrt(top * (1 - top) / last[0].n)
+        share = (top * last[0].n + 1) / (last[0].n + 2)
+        tie = top - math.sqrt(share * (1 - share) / last[0].n)
         best = min((c for c in last if (c.accuracy or 0) >= tie), key=lambda c: c.validation_loss or 0)
         assert [c.value for c in tried if c.chosen] == [best.value]
         assert tuned.arm(name).hyperparameters[best.setting] == best.value

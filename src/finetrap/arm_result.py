@@ -157,6 +157,8 @@ class ArmCost(Record):
     """Of all tuning candidates of the arm, training and validation; null where it was not tuned."""
     tune_tokens: int | None = None
     """Prompt and completion tokens that their training read."""
+    tune_answer_tokens: int | None = None
+    """Prompt and output tokens of their answers to validation items."""
     eval_seconds: float
     """Of the target's test items."""
     tokens_per_second: float | None
@@ -193,6 +195,8 @@ class TuningCandidate(Record):
     """Of its training and validation."""
     tokens: int
     """Prompt and completion tokens that its training read."""
+    answer_tokens: int = 0
+    """Prompt and output tokens of its answers to validation items."""
     diverged: bool = False
     chosen: bool = False
     """Whether it decided the arm's setting: the best of the last rung."""

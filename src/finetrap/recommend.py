@@ -24,8 +24,8 @@ def cost_to_own(arm: ArmResult, *, queries: int) -> float:
     """
     cost = arm.cost
     query_tokens = cost.prompt_tokens_per_query + cost.output_tokens_per_query
-    trained = cost.train_tokens + (cost.tune_tokens or 0)
-    return 2.0 * arm.params * (3 * trained + queries * query_tokens)
+    trained, answered = cost.train_tokens + (cost.tune_tokens or 0), cost.tune_answer_tokens or 0
+    return 2.0 * arm.params * (3 * trained + answered + queries * query_tokens)
 
 
 def recommend(

@@ -62,13 +62,15 @@ def ranked(tried: Sequence[Tried]) -> list[Tried]:
     """Candidates from best to worst, without those that failed.
 
     Those within one standard error of the highest accuracy count as equal (Hastie, Tibshirani and Friedman 2009,
-    section 7.10) and the lower validation loss decides. What diverged comes last.
+    section 7.10) and the lower validation loss decides. What diverged comes last. The error is that of a proportion with
+    one success and one failure more: without them, one right answer would always count as more than none.
     """
     whole = [t for t in tried if not t.failed]
     if not whole:
         return []
     top = max((t for t in whole), key=lambda t: (not t.diverged, t.accuracy))
-    tie = top.accuracy - math.sqrt(top.accuracy * (1 - top.accuracy) / top.items)
+    share = (top.accuracy * top.items + 1) / (top.items + 2)
+    tie = top.accuracy - math.sqrt(share * (1 - share) / top.items)
 
     def place(candidate: Tried) -> tuple[bool, float, float]:
         loss = math.inf if candidate.loss is None else candidate.loss
@@ -209,29 +211,44 @@ def _outcome(planned: Planned, value: Setting, rung: int, store: Store) -> Tried
 
 
 def with_tuning(arm: ArmResult, plan: Plan, store: Store) -> ArmResult:
-    """The result of an arm with what its tuning tried and what that cost, from the records."""
-    tried = []
-    for planned in plan.candidates:
-        trial = planned.trial
-        if (trial.model.label, trial.task, trial.arm) == (arm.model, arm.task, arm.arm):
-            tried += _tried(planned, arm, store)
-    if not tried:
-        return arm
-    last = max(candidate.rung for candidate in tried)
-    tried = [
+    """The result of an arm with what its tuning tried and what that cost, from the records.
+
+    An arm that goes on from another, or was made to rescue it, cost the search for that one's setting too.
+    """
+    tried = _tried_of(arm.arm, arm, plan, store)
+    last = max((candidate.rung for candidate in tried), default=0)
+    shown = [
         candidate.model_copy(
             update={"chosen": candidate.rung == last and candidate.value == arm.hyperparameters[candidate.setting]}
         )
         for candidate in tried
     ]
-    seconds, tokens = sum(candidate.seconds for candidate in tried), sum(candidate.tokens for candidate in tried)
-    cost = arm.cost.model_copy(update={"tune_seconds": seconds, "tune_tokens": tokens})
-    return arm.model_copy(update={"tuning": tuple(tried), "cost": cost})
+    owed = tried or _tried_of(str(arm.rescue_of or arm.hyperparameters.get("of")), arm, plan, store)
+    if not owed:
+        return arm
+    cost = arm.cost.model_copy(
+        update={
+            "tune_seconds": sum(candidate.seconds for candidate in owed),
+            "tune_tokens": sum(candidate.tokens for candidate in owed),
+            "tune_answer_tokens": sum(candidate.answer_tokens for candidate in owed),
+        }
+    )
+    return arm.model_copy(update={"tuning": tuple(shown), "cost": cost})
 
 
-def _tried(planned: Planned, arm: ArmResult, store: Store) -> list[TuningCandidate]:
+def _tried_of(name: str, beside: ArmResult, plan: Plan, store: Store) -> list[TuningCandidate]:
+    """What was tried of the arm called `name`, on the model and task of another."""
+    found = []
+    for planned in plan.candidates:
+        trial = planned.trial
+        if (trial.model.label, trial.task, trial.arm) == (beside.model, beside.task, name):
+            found += _tried(planned, store)
+    return found
+
+
+def _tried(planned: Planned, store: Store) -> list[TuningCandidate]:
     """A candidate as results show it; none where it is still to be tried."""
-    trial, (asked,), setting = planned.trial, planned.evaluations, tunable(arm.method)
+    trial, (asked,), setting = planned.trial, planned.evaluations, tunable(planned.trial.method)
     if setting is None or planned.rung is None:
         return []
     value = trial.settings[setting]
@@ -250,6 +267,7 @@ def _tried(planned: Planned, arm: ArmResult, store: Store) -> list[TuningCandida
             validation_loss=outcome.loss,
             seconds=(training.train_seconds if training else 0.0) + (record.eval_seconds if record else 0.0),
             tokens=training.train_tokens if training else 0,
+            answer_tokens=record.prompt_tokens + record.output_tokens if record else 0,
             diverged=outcome.diverged,
         )
     ]
