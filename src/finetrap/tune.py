@@ -62,8 +62,8 @@ def ranked(tried: Sequence[Tried]) -> list[Tried]:
     """Candidates from best to worst, without those that failed.
 
     Those within one standard error of the highest accuracy count as equal (Hastie, Tibshirani and Friedman 2009,
-    section 7.10) and the lower validation loss decides. What diverged comes last. The error is that of a proportion with
-    one success and one failure more: without them, one right answer would always count as more than none.
+    section 7.10) and the lower validation loss decides. What diverged comes last. The error is that of a proportion
+    with one success and one failure more: without them, one right answer would always count as more than none.
     """
     whole = [t for t in tried if not t.failed]
     if not whole:
