@@ -1,5 +1,6 @@
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from support import called, contents, model_copy, study_file
 from finetrap.config import load_study, make_study
 from finetrap.study import run
 from finetrap.task import get_task, task
+from finetrap.tune import RUNGS
 
 STUDIES = Path(__file__).parent.parent / "studies"
 PAPER = STUDIES / "fine_tuning_trap.yaml"
@@ -78,7 +80,14 @@ def test_the_papers_study_is_planned_offline(tmp_path: Path, capsys: pytest.Capt
     assert done.code == 0
     for model in study.models:
         assert f"to fetch: {model.name} (" in done.out
-    trials = len(study.models) * 2 * len(study.arms)
+    tuned = {
+        "few_shot": 4,
+        **{name: sum(r.start + r.follow for r in RUNGS["standard"]) for name in ("full", "lora", "dora")},
+    }
+    lines = [line.split() for line in done.out.splitlines()]
+    candidates = Counter(words[0] for words in lines if words[1:2] == ["tuning"])
+    assert candidates == {name: len(study.models) * 2 * count for name, count in tuned.items()}
+    trials = len(study.models) * 2 * (len(study.arms) + sum(tuned.values()))
     assert any(line.startswith(f"{trials} trials, roughly ") for line in done.out.splitlines())
 
 

@@ -114,16 +114,25 @@ def test_the_cheapest_arm_that_is_not_far_behind_is_taken() -> None:
         f"75.0%, at most {100 * bound:.1f} points behind.",
         "Above the untouched model beyond doubt: lora +45.0, few_shot +45.0 points.",
     )
-    assert found.next_step == "Check 'lora' on questions of your own before you ship it."
-    assert recommended(arms, facts=facts, queries=0).method == "few_shot"
+    # 15,000 tokens of training are as dear as 900 more a query, 17 times.
+    assert found.next_step == (
+        "Check 'lora' on questions of your own before you ship it. Below about 17 queries in its life, 'few_shot' "
+        "would be cheaper to own."
+    )
+    few = recommended(arms, facts=facts, queries=0)
+    assert few.method == "few_shot"
+    assert few.next_step.endswith("Above about 17 queries in its life, 'lora' would be cheaper to own.")
+    # The same at every query: training decides, whatever their number.
+    assert recommended(arms).next_step == "Check 'few_shot' on questions of your own before you ship it."
 
 
 def test_owning_an_arm_is_tuning_training_and_its_queries() -> None:
     arm = arm_result("lora", right(300), None)
     # 2 operations a weight and token; a token that is trained on counts three times.
     assert cost_to_own(arm, queries=7) == 2 * 1000 * (3 * 5000 + 7 * 100)
-    tuned = arm.model_copy(update={"cost": arm.cost.model_copy(update={"tune_tokens": 2000})})
-    assert cost_to_own(tuned, queries=7) == 2 * 1000 * (3 * 7000 + 7 * 100)
+    searched = {"tune_tokens": 2000, "tune_answer_tokens": 300}
+    tuned = arm.model_copy(update={"cost": arm.cost.model_copy(update=searched)})
+    assert cost_to_own(tuned, queries=7) == 2 * 1000 * (3 * 7000 + 300 + 7 * 100)
 
 
 def test_what_harms_is_out_and_its_harm_is_named() -> None:
@@ -132,6 +141,14 @@ def test_what_harms_is_out_and_its_harm_is_named() -> None:
     assert found.dropped == {"full": "it is 15.0 points below the untouched model on the task"}
     assert found.why[1] == "'full' is out: it is 15.0 points below the untouched model on the task."
     assert found.method == "lora"
+
+
+def test_harm_of_what_was_trained_comes_with_what_may_remove_it() -> None:
+    arms = {"lora": right(300), "full": right(60), "few_shot": right(60)}
+    hint = "Whether a lower rate, replay or going half-way back removes the harm of 'full': --rescue tries it."
+    assert recommended(arms).why[-1] == hint
+    assert not any("--rescue" in why for why in recommended(arms, rescue=True).why)
+    assert not any("--rescue" in why for why in recommended({"lora": right(300), "few_shot": right(60)}).why)
 
 
 def test_what_forgets_is_out_and_what_it_forgets_is_named() -> None:

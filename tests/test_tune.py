@@ -23,7 +23,7 @@ from finetrap.results import ArmResult, Results
 from finetrap.store import Store
 from finetrap.study import run
 from finetrap.task import get_task
-from finetrap.tune import RUNGS, Rung, Search, Tried, ranked, search_of
+from finetrap.tune import RUNGS, Rung, Search, Tried, ranked, search_of, with_tuning
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -307,10 +307,23 @@ def test_what_tuning_cost_is_the_sum_of_its_candidates(tuned: Tuned) -> None:
         assert all(c.seconds > 0 for c in tuned.arm(name).tuning)
 
 
+@pytest.mark.parametrize("of", [{"rescue_of": "lora"}, {"hyperparameters": {"of": "lora", "weight": 0.5}}])
+def test_what_goes_on_from_a_tuned_arm_cost_its_search_too(tuned: Tuned, of: dict[str, object]) -> None:
+    lora = tuned.arm("lora")
+    untuned = lora.cost.model_copy(update={"tune_seconds": None, "tune_tokens": None, "tune_answer_tokens": None})
+    after = lora.model_copy(update={"arm": "lora+half", "tuning": (), "cost": untuned, **of})
+    found = with_tuning(after, tuned.plan, tuned.store)
+    assert (found.cost, found.tuning) == (lora.cost, ())
+    assert (lora.cost.tune_answer_tokens or 0) > 0
+
+
 def test_an_arm_whose_candidates_all_fail_is_a_failure_and_has_no_result(tuned: Tuned) -> None:
     assert "brittle" not in {arm.arm for arm in tuned.results.arms}
     assert {failure.error for failure in tuned.results.failures} == {"RuntimeError: it broke"}
     assert not tuned.finals("brittle")
+    # It may be the best, or the one that forgets.
+    (recommendation,) = tuned.results.recommendations
+    assert (recommendation.method, recommendation.why[0]) == ("undecided", "The study is not complete: brittle.")
 
 
 def test_a_second_run_tries_again_what_failed_and_nothing_else(tuned: Tuned, broken: set[str]) -> None:

@@ -116,6 +116,9 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
             for arm, ps in cells.items()
             if any(store.evaluation(p.trial, e) is None for p in ps for e in p.evaluations)
         ]
+        tuned = [p.trial.arm for p in plan.candidates if (p.trial.model.label, p.trial.task) == (model, task)]
+        # Where every candidate failed there is no final trial.
+        incomplete += [arm for arm in dict.fromkeys(tuned) if arm not in cells]
         available = plan.tasks[task].test_available if task in plan.tasks else done["zero_shot"].n
         chosen = recommend(
             study,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from finetrap.config import ModelSpec, Study
 from finetrap.data import Splits
+from finetrap.method import PRIOR_WIDTH, Arm
 from finetrap.models import Source, find, on_this_machine
 from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, most_disk_bytes, plan
 from finetrap.presets import PRESETS
@@ -20,6 +21,7 @@ from finetrap.rows.read import here as data_here
 from finetrap.size import in_words, seconds_of, sized_text
 from finetrap.store import Store
 from finetrap.task import Example, HubData, Split, Task
+from finetrap.tune import search_of, tuning_of
 
 BYTES_A_WEIGHT = 2
 """Of the presets on the Hub: all are stored in bfloat16."""
@@ -43,8 +45,6 @@ class Outline(NamedTuple):
     """Models of unknown size: their trials are not in the time."""
     study: Study
     """With what follows from its size."""
-    untimed: tuple[str, ...] = ()
-    """Arms whose tuning is not in the time: how many candidates there are depends on what is not here yet."""
 
 
 class _Sketch(Study):
@@ -71,8 +71,7 @@ def outline(study: Study, folder: Path) -> Outline:
         return Outline(estimates(prepared), [], [], prepared.study)
     trials = _sketched(study, Store(folder), absent, data)
     unknown = [spec.name for spec in absent if not _stand_in(spec).record.parameters]
-    untimed = tuple(arm.name for arm in study.parsed_arms() if arm.tunes is not None)
-    return Outline(trials, downloads, unknown, study, untimed)
+    return Outline(trials, downloads, unknown, study)
 
 
 def _sketched(
@@ -89,8 +88,19 @@ def _sketched(
     device = choose_device(study.device)
     dtype = str(choose_dtype(study.dtype, device)).removeprefix("torch.")
     flops = measured_flops(dtype=dtype, device=device)
-    planned = plan(sketch, sources, items, dtype=dtype)
-    return [(p, estimate(sketch, p, items[p.trial.task], store, flops)) for p in planned]
+    candidates: list[Planned] = []
+
+    def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
+        # The width decides which rates are tried, and not how many.
+        search = search_of(arm, study.tune, width=PRIOR_WIDTH)
+        if search is None:
+            return arm
+        tuning = tuning_of(sketch, source, items, arm, search, dtype=dtype, store=store)
+        candidates.extend(tuning.candidates)
+        return tuning.arm
+
+    planned = plan(sketch, sources, items, dtype=dtype, settled=settled)
+    return [(p, estimate(sketch, p, items[p.trial.task], store, flops)) for p in (*candidates, *planned)]
 
 
 def _absent(task: Task, study: Study) -> bool:
@@ -170,8 +180,6 @@ def outline_text(outline: Outline, folder: Path) -> str:
         f"{len(outline.trials)} trials, roughly {in_words(seconds)} and {disk / 2**20:,.0f} MiB in {folder}{left_out}; "
         f"nothing was run."
     )
-    if outline.untimed:
-        lines.append(f"the tuning of {', '.join(outline.untimed)} is not in the time: it depends on what is to fetch.")
     dial = outline.study.size
     if dial is not None and outline.downloads and seconds_of(dial):
         lines.append(f"what fits into {dial} is decided when all of it is here; this is the study without that limit.")

@@ -9,7 +9,8 @@ import numpy as np
 from finetrap import stats
 from finetrap.advice import prior_advice
 from finetrap.config import Study
-from finetrap.rescue import conclusions, rescues_of
+from finetrap.method import is_trained
+from finetrap.rescue import conclusions, does_harm, rescues_of
 from finetrap.results import ArmResult, Estimand, Recommendation
 from finetrap.versus import Scored, pool_of
 
@@ -26,6 +27,23 @@ def cost_to_own(arm: ArmResult, *, queries: int) -> float:
     query_tokens = cost.prompt_tokens_per_query + cost.output_tokens_per_query
     trained, answered = cost.train_tokens + (cost.tune_tokens or 0), cost.tune_answer_tokens or 0
     return 2.0 * arm.params * (3 * trained + answered + queries * query_tokens)
+
+
+def _turning_point(chosen: ArmResult, good: Sequence[ArmResult], *, queries: int) -> str:
+    """From or up to how many queries another of the `good` arms is the cheapest to own; nothing where none ever is."""
+    fixed = {arm.arm: cost_to_own(arm, queries=0) for arm in good}
+    each = {arm.arm: cost_to_own(arm, queries=1) - fixed[arm.arm] for arm in good}
+    turns = []
+    for other in fixed:
+        if each[other] != each[chosen.arm]:
+            turn = (fixed[other] - fixed[chosen.arm]) / (each[chosen.arm] - each[other])
+            if turn > 0 and math.isfinite(turn):
+                turns.append((abs(math.log(turn / max(queries, 1))), turn, other))
+    if not turns:
+        return ""
+    _, turn, other = min(turns)
+    side = "Below" if turn < queries else "Above"
+    return f" {side} about {float(f'{turn:.2g}'):,.0f} queries in its life, '{other}' would be cheaper to own."
 
 
 def recommend(
@@ -75,7 +93,7 @@ def recommend(
     leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name], queries=study.queries)))
     n = len(scored[leader].table)
     trivial = scored["constant"].first if "constant" in scored else np.zeros(n)
-    why = [*_why(by_name, left, dropped), *conclusions(rescues, arms)]
+    why = [*_why(by_name, left, dropped), *conclusions(rescues, arms), *_rescue_hint(study, arms)]
     if not any(stats.above(scored[name].table, trivial, pool) for name in candidates):
         best = max(accuracy.values())
         return answer(
@@ -106,7 +124,8 @@ def recommend(
             ),
             confidence=1 - level,
             regret_upper=bounds[chosen],
-            next_step=f"Check '{chosen}' on questions of your own before you ship it.",
+            next_step=f"Check '{chosen}' on questions of your own before you ship it."
+            f"{_turning_point(by_name[chosen], [by_name[name] for name in good], queries=study.queries)}",
             leader=leader,
         )
     behind = [
@@ -183,8 +202,10 @@ def _next_step(
         needed.append(stats.needed(one, best, pool, target=room, alpha=alpha, kappa=stats.REGRET_KAPPA))
     items = _most([need.items for need in needed])
     seeds = _most([need.seeds for need in needed])
-    by_items = None if items is None else f"about {max(math.ceil(items / 100) * 100, n + 100):,} test items"
     by_seeds = None if seeds is None or pool is None else f"about {seeds} seeds"
+    if by_seeds and items is not None and items > available:
+        items = None  # more than there are, and there is another way
+    by_items = None if items is None else f"about {max(math.ceil(items / 100) * 100, n + 100):,} test items"
     wider = "or accept a wider margin"
     if by_items is None and by_seeds is None:
         return f"Neither more test items nor more seeds alone would decide: raise --limit-test and --seeds, {wider}."
@@ -254,6 +275,15 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
             f"look at the outputs before you take it."
         )
     return lines
+
+
+def _rescue_hint(study: Study, arms: Sequence[ArmResult]) -> list[str]:
+    """What to do about harm that no rescue was tried on."""
+    harmful = [arm.arm for arm in arms if does_harm(arm) and (is_trained(arm.method) or arm.method == "checkpoint")]
+    if study.rescue or not harmful:
+        return []
+    who = ", ".join(map(repr, harmful))
+    return [f"Whether a lower rate, replay or going half-way back removes the harm of {who}: --rescue tries it."]
 
 
 def _megabytes(count: int) -> str:
