@@ -239,7 +239,9 @@ def test_no_calculator_annotation_is_left_in_gsm8k():
     assert not any("<<" in example.reference for example in get_task("gsm8k").load("train"))
 
 
-@pytest.mark.parametrize(("name", "split"), [("arc_easy", "train"), ("arc_easy", "test"), ("hellaswag", "test")])
+@pytest.mark.parametrize(
+    ("name", "split"), [("arc_easy", "train"), ("arc_easy", "test"), ("arc_challenge", "test"), ("hellaswag", "test")]
+)
 def test_the_reference_of_a_choice_task_is_its_right_choice(name, split):
     assert all(example.choices[int(example.gold)] == example.reference for example in get_task(name).load(split))
 
