@@ -240,6 +240,21 @@ def test_the_stated_answer_counts_before_everything_else():
     assert verdict == Verdict("5", correct=True, strict=True, anywhere=True, formatted=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The total is 3 + 4 = 7, which is 7 dollars.", "7"),
+        ("3 * 4 = 12, which is 13", None),
+        ("So 5 + 7 = 12 apples, and 3 pears are left.", "12"),
+        ("10 / 4 = 2.5, rounded 3", None),
+        ("The answer is three apples.", "3"),
+        ("The answer is one, the 3rd of them.", None),
+    ],
+)
+def test_what_stands_behind_an_equation_has_to_agree_where_it_says_that_it_is(text, answer):
+    assert final_answer(text) == answer
+
+
 @pytest.mark.parametrize("stated", ["#### 1,250", "#### $1250.00", "so\n#### 1250 dollars", "#### 1250."])
 def test_a_stated_answer_is_read_with_currency_separators_and_unit(stated):
     assert score_final(stated, "1250").strict

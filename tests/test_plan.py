@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import own_rows
 import pytest
 from support import evaluation_record
 
@@ -22,7 +23,7 @@ from finetrap.plan import (
     task_record,
     test_items,
 )
-from finetrap.records import Evaluation, ItemRow, Planned, Trial
+from finetrap.records import Evaluation, ItemRow, Planned, TaskRecord, Trial
 from finetrap.store import Store
 from finetrap.task import Example
 
@@ -369,6 +370,55 @@ def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(
     assert left("few_shot:shots=5", task="gsm8k").seconds == pytest.approx(4 * weights * tokens)
     # The trivial answer is not generated.
     assert left("constant", task="gsm8k").seconds == 1
+
+
+def test_a_tuning_candidate_takes_the_training_rows_that_it_reads(
+    planned: Planner, tmp_path: Path, tiny_folder: Path
+) -> None:
+    study = Study.model_validate({"models": str(tiny_folder), "tasks": "arc_easy", "limit_train": 16, "limit_test": 10})
+    items = load_tasks(study)["arc_easy"]
+    whole = next(p for p in planned() if p.trial.arm == "lora")
+    half = whole.model_copy(update={"train_rows": 8})
+    seconds = [estimate(study, p, items, Store(tmp_path), flops=1.0).seconds for p in (whole, half)]
+    weights = whole.trial.model.parameters
+    unread = _tokens(items.splits.train) - _tokens(items.splits.train[:8])
+    assert seconds[0] - seconds[1] == pytest.approx(4 * weights * 3 * unread)
+
+
+def test_drawn_answers_take_the_time_of_each(planned: Planner, tmp_path: Path, tiny_folder: Path) -> None:
+    values = {"tasks": "gsm8k", "limit_train": 16, "limit_test": 10, "retention": []}
+    seconds = []
+    for samples in (1, 4):
+        study = Study.model_validate({"models": str(tiny_folder), **values, "samples": samples})
+        asked = next(p for p in planned(**values, samples=samples) if p.trial.arm == "zero_shot")
+        assert [e.sampled.samples for e in asked.evaluations if e.sampled] == [samples]
+        items = load_tasks(study)["gsm8k"]
+        seconds.append(estimate(study, asked, items, Store(tmp_path), flops=1.0).seconds)
+    weights, (target,) = asked.trial.model.parameters, asked.evaluations
+    assert seconds[1] - seconds[0] == pytest.approx(4 * weights * 3 * 10 * 1.5 * target.max_new_tokens)
+
+
+def test_what_goes_on_from_weights_keeps_none_of_its_own_where_none_are_kept(
+    planned: Planner, tmp_path: Path, tiny_folder: Path
+) -> None:
+    values = {"arms": ["full", "h=interpolated:of=full"], "limit_train": 16, "limit_test": 10, "tasks": "arc_easy"}
+    for keep, models in (("none", 0), ("best", 4)):
+        study = Study.model_validate({"models": str(tiny_folder), **values, "keep": keep})
+        half = next(p for p in planned(**values, keep=keep) if p.trial.arm == "h")
+        left = estimate(study, half, load_tasks(study)["arc_easy"], Store(tmp_path), flops=1e9)
+        assert left.disk_bytes == models * half.trial.model.parameters
+
+
+def test_a_report_knows_a_task_s_labels_and_whether_a_format_is_taught(tiny_folder: Path, tmp_path: Path) -> None:
+    def record(**own: object) -> TaskRecord:
+        study = Study.model_validate({"models": str(tiny_folder), "tasks": {"name": "mine", **own}})
+        return task_record(study, load_tasks(study)["mine"])
+
+    labels = record(train=own_rows.write(tmp_path / "labels.jsonl", own_rows.rows(80)), score="label")
+    assert (labels.classes, labels.states_format) == (("blue", "red"), True)
+    solved = [{**row, "solution": f"I count {row['answer']} of them."} for row in own_rows.rows(80, ["3", "4"])]
+    written = own_rows.write(tmp_path / "solved.jsonl", solved)
+    assert not record(train=written, score="number", completion_field="solution").states_format
 
 
 def test_replayed_text_is_trained_on_too(left: Left) -> None:

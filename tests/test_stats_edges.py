@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import f, norm, t
 from sklearn.metrics import f1_score
 
 from finetrap import stats
@@ -14,6 +14,8 @@ RNG = np.random.default_rng(0)
 SPREAD = (RNG.random((80, 3)) < RNG.random((80, 1))).astype(float)
 """80 items of all difficulties, 3 seeds."""
 OTHER = (RNG.random((80, 3)) < RNG.random((80, 1))).astype(float)
+
+SPREAD_WIDE = (np.arange(1000)[:, None] < [480, 500, 520]).astype(float)
 
 
 def test_items_are_counted_that_only_one_of_two_arms_gets_right() -> None:
@@ -26,6 +28,29 @@ def test_the_gate_above_the_trivial_arm_is_one_sided_at_five_percent() -> None:
     trivial = np.zeros(10)
     ones = [(np.arange(10) < count).astype(float) for count in (3, 4)]
     assert [stats.beats(column, trivial) for column in ones] == [False, True]
+
+
+def test_of_shares_the_gate_is_one_sided_at_five_percent_too() -> None:
+    trivial = np.zeros(40)
+    for halves, above in ((6, False), (7, True)):
+        shares = np.where(np.arange(40) < halves, 0.5, 0.0)
+        assert stats.beats(shares, trivial) is above
+        assert (stats.between_checkpoints(shares, trivial).interval(0.1).low > 0) is above
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_stand_out_above_the_one_percent_point_of_f(seeds: int) -> None:
+    def arm(spread: float) -> stats.Scores:
+        shares = 0.5 + spread * (np.arange(seeds) / (seeds - 1) - 0.5)
+        return (np.arange(1000)[:, None] < 1000 * shares).astype(float)
+
+    others = [SPREAD_WIDE, SPREAD_WIDE[::-1]]
+    pool = stats.pool_seeds(others)
+    point = f.isf(0.01, seeds - 1, pool.df)
+    ratios = {stats.seed_ratio(arm(spread), pool) > point for spread in np.linspace(0.002, 0.6, 60)}
+    assert ratios == {True, False}
+    for spread in np.linspace(0.002, 0.6, 60):
+        assert stats.seeds_stand_out(arm(spread), others) == (stats.seed_ratio(arm(spread), pool) > point)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])

@@ -128,6 +128,41 @@ def test_where_even_a_perfect_arm_could_not_be_told_it_is_the_ceiling(errors: in
     assert versus_zero_shot(arms, margin=0.001)["a"].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("seeds", "errors", "lost", "verdict"),
+    [
+        # More is left than would be found (0.9 points of 1.0); a perfect checkpoint would be shown, a recipe would not.
+        (1, 6, 0, "undecided"),
+        (3, 6, 0, "ceiling"),
+        # A perfect arm would be shown, and yet less is left than would be found.
+        (1, 8, 6, "ceiling"),
+        (3, 8, 6, "ceiling"),
+    ],
+)
+def test_a_ceiling_is_too_little_left_or_a_perfect_arm_that_is_not_shown(
+    seeds: int, errors: int, lost: int, verdict: str
+) -> None:
+    zero = _first(N - errors)
+    won = zero.copy()
+    won[:lost] = 0
+    won[N - errors : N - errors + lost + 1] = 1
+    arm = Scored(np.stack([won] * seeds, axis=1))
+    arms = {"constant": _arm(30), "zero_shot": Scored(zero[:, None]), "a": arm, "b": arm}
+    assert versus_zero_shot(arms, margin=0.001)["a"].verdict == verdict
+
+
+def test_the_effect_that_would_be_found_is_that_of_the_family() -> None:
+    arms = _family(a=_arm(200), b=_arm(210))
+    found = versus_zero_shot(arms, margin=0.02)["a"].artifact
+    lost = arms["a"].first - arms["zero_shot"].first
+    assert found.mde == stats.minimum_detectable_effect(lost, alpha=0.025)
+
+
+def test_pairs_need_no_trivial_arm() -> None:
+    (pair,) = pairs("m", "t", {"a": _arm(300), "b": _arm(200)})
+    assert (pair.delta, pair.verdict) == (pytest.approx(100 / N), "gain")
+
+
 def test_a_gain_of_the_recipe_has_to_be_there_by_every_rule_and_over_all_seeds() -> None:
     better, same = _arm(280, 276, 284), _arm(180, 178, 176)
     zero = Scored(_arm(180).table, {"strict": _arm(20).table, "anywhere": _arm(180).table})
