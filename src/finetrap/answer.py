@@ -292,7 +292,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
         if (after := cell.rows_of("retention", place))
         and (
             kept := retention_of(
-                study, before, after, arms=compared, prompts_only=False, alpha=look.alpha, seeds=len(seeds)
+                study, before, after, arms=compared, prompts_only=False, alpha=look.retention.alpha, seeds=len(seeds)
             )
         )
     }

@@ -18,11 +18,13 @@ import numpy as np
 from finetrap import stats
 from finetrap.claim_spec import Claim, Equivalence, Interaction
 from finetrap.config import Study
-from finetrap.looks import least_level
+from finetrap.looks import least_level, stated_late
 from finetrap.records import ItemRow, ModelRecord, Plan
 from finetrap.results import ClaimResult, ClaimVerdict
 from finetrap.store import Store
 from finetrap.versus import Scored, pool_of, scored_of, trivial_of
+
+LATE = "Stated, of these models and tasks, after an answer was read: exploratory."
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def judge_study(study: Study, plan: Plan, store: Store) -> tuple[ClaimResult, ..
     """The claims of a study against its records, at the level of this look."""
     if not study.claims:
         return ()
-    return judge(study.claims, cells_of(plan, store), alpha=least_level(study, plan, store))
+    late = stated_late(study, plan, store)
+    return tuple(
+        result.model_copy(update={"evidence": (*result.evidence, LATE)}) if result.id in late else result
+        for result in judge(study.claims, cells_of(plan, store), alpha=least_level(study, plan, store))
+    )
 
 
 def _judge(claim: Claim, cells: Sequence[Cell]) -> tuple[_Judged, tuple[str, ...]]:
