@@ -40,9 +40,9 @@ ENVIRONMENT = Environment(
 MODEL = ModelRecord(name="m", fingerprint="f", quantisation="Q4_1", parameters=1000, aligned=True, chat=True)
 
 
-def _trial(arm: str, method: str, seed: int = 0) -> Trial:
+def _trial(arm: str, method: str, seed: int = 0, model: str = "m") -> Trial:
     return Trial(
-        model=MODEL,
+        model=MODEL.model_copy(update={"name": model, "fingerprint": model}),
         task="gsm8k",
         task_version=1,
         arm=arm,
@@ -110,8 +110,9 @@ class Records:
         svamp: list[ItemRow] | None = None,
         seed: int = 0,
         diverged: bool = False,
+        model: str = "m",
     ) -> None:
-        trial = _trial(arm, method, seed)
+        trial = _trial(arm, method, seed, model)
         rows = {_evaluation("target", "gsm8k", "generate", len(target)): target}
         if hellaswag is not None:
             rows[_evaluation("retention", "hellaswag", "choice", len(hellaswag))] = _choice_rows(hellaswag)

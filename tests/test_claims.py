@@ -8,14 +8,16 @@ import pytest
 import yaml
 from scipy.stats import t
 from support import SMALL, called, study_file
+from test_answer import Records, _first, _target_rows
 
 from finetrap import stats
 from finetrap.claim_spec import make_claim
-from finetrap.claims import Cell, judge
+from finetrap.claims import Cell, cells_of, judge
 from finetrap.config import load_study, make_study
 from finetrap.errors import StudyError
 from finetrap.records import ModelRecord
 from finetrap.results import ClaimResult, Results
+from finetrap.versus import Scored
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -43,14 +45,19 @@ def cell(
     """Simulated scores: items of different difficulty, answered independently; trained arms with several seeds."""
     rng = np.random.default_rng([draw, len(task), n])
     difficulty = rng.normal(0, 1.5, n)
-    tables = {}
+    arms = {}
     for arm, mean in {**BASE, **accuracy}.items():
         shift = np.quantile(-difficulty, 1 - mean)  # about `mean` of the items are easier than that
         p = 1 / (1 + np.exp(3 * (difficulty + shift)))
         columns = seeds if arm in ("few_shot", "full", "lora", "dora") else 1
         table = (rng.random((n, columns)) < p[:, None]).astype(float)
-        tables[arm] = table if columns > 1 else table[:, 0]
-    return Cell(of or model(), task, tables, rules)
+        by_rule = {rule: np.full((n, columns), means.get(arm, mean)) for rule, means in rules.items()}
+        arms[arm] = Scored(table, by_rule)
+    return Cell(of or model(), task, arms)
+
+
+def tables(one: Cell) -> dict[str, stats.Scores]:
+    return {arm: scored.table for arm, scored in one.arms.items()}
 
 
 def one(cells: Sequence[Cell], **claim: Any) -> ClaimResult:
@@ -104,14 +111,16 @@ def test_equal_arms_are_told_apart_in_at_most_5_percent() -> None:
 def test_one_model_and_task_is_the_statistics_own_difference() -> None:
     scores = cell({"lora": 0.5}, draw=1)
     result = one([scores])
-    pool = stats.pool_seeds(scores.tables.values())
-    assert result.p == pytest.approx(stats.difference(scores.tables["lora"], scores.tables["full"], pool).p)
+    lora, full = scores.arms["lora"].table, scores.arms["full"].table
+    assert result.p == pytest.approx(stats.difference(lora, full, stats.pool_seeds(tables(scores).values())).p)
 
 
 def test_one_seed_is_the_difference_over_items_alone_and_says_so() -> None:
     scores = cell({"lora": 0.5}, seeds=1, draw=1)
     result = one([scores])
-    d = np.concatenate([scores.tables["lora"] - scores.tables["full"], [1, -1]])  # Bonett and Price's pseudo-items
+    d = np.concatenate(
+        [scores.arms["lora"].first - scores.arms["full"].first, [1, -1]]
+    )  # Bonett and Price's pseudo-items
     expected = 2 * t.sf(abs(d.mean()) / np.sqrt(d.var() / len(d)), len(d) - 3)
     assert result.p == pytest.approx(expected)
     assert "one seed, which says nothing of another" in result.evidence[0]
@@ -122,7 +131,7 @@ def test_the_quantifiers_are_partial_conjunctions_of_the_cases() -> None:
         cell({"lora": mean}, of=of, draw=i) for i, (of, mean) in enumerate(zip(MODELS, (0.6, 0.5, 0.42), strict=True))
     ]
     p = sorted(float(one([c]).p or 1) for c in cells)
-    assert all(float(c.tables["lora"].mean() - c.tables["full"].mean()) > 0 for c in cells)
+    assert all(c.arms["lora"].table.mean() > c.arms["full"].table.mean() for c in cells)
     assert one(cells, **{"for": "all"}).p == pytest.approx(p[2])
     assert one(cells, **{"for": "most"}).p == pytest.approx(2 * p[1])
     assert one(cells, **{"for": "any"}).p == pytest.approx(3 * p[0])
@@ -137,7 +146,7 @@ def test_all_is_refuted_by_one_model_and_any_supported_by_one() -> None:
 
 def test_the_mean_pairs_models_on_the_items_that_they_share() -> None:
     small, large = (cell({"lora": 0.5}, of=of, draw=i) for i, of in enumerate(MODELS[:2]))
-    mean = {arm: (small.tables[arm] + large.tables[arm]) / 2 for arm in ARMS}
+    mean = {arm: (small.arms[arm].table + large.arms[arm].table) / 2 for arm in ARMS}
     pool = stats.pool_seeds(mean.values())
     expected = stats.difference(mean["lora"], mean["full"], pool)
     result = one([small, large], **{"for": "mean"})
@@ -147,7 +156,10 @@ def test_the_mean_pairs_models_on_the_items_that_they_share() -> None:
 
 def test_an_interaction_is_the_difference_of_differences_of_independent_tasks() -> None:
     cells = [cell({"lora": 0.5}, draw=1), cell({"lora": 0.38}, task="orca", draw=2)]
-    parts = [stats.difference(c.tables["lora"], c.tables["full"], stats.pool_seeds(c.tables.values())) for c in cells]
+    parts = [
+        stats.difference(of_arm["lora"], of_arm["full"], stats.pool_seeds(of_arm.values()))
+        for of_arm in map(tables, cells)
+    ]
     result = one(cells, type="interaction", tasks=["gsm8k", "orca"])
     z = abs(parts[0].centre - parts[1].centre) / np.hypot(parts[0].standard_error, parts[1].standard_error)
     # Between the p of t with the fewest degrees of freedom and that of many.
@@ -196,7 +208,7 @@ def test_the_floor_decides_nothing_and_says_so() -> None:
 
 def test_arms_that_are_not_done_are_named_and_leave_a_claim_undetermined() -> None:
     there, gone = cell(TRUE, of=MODELS[0]), cell(of=MODELS[1])
-    gone = Cell(gone.model, gone.task, {arm: table for arm, table in gone.tables.items() if arm != "lora"})
+    gone = Cell(gone.model, gone.task, {arm: scored for arm, scored in gone.arms.items() if arm != "lora"})
     for quantifier in ("all", "most", "mean"):
         result = one([there, gone], **{"for": quantifier})
         assert result.verdict == "undetermined"
@@ -210,6 +222,17 @@ def test_what_only_the_format_explains_decides_nothing() -> None:
     result = one([cell(TRUE, rules=other)])
     assert result.verdict == "undetermined"
     assert "not by every way of reading an answer" in result.evidence[0]
+
+
+def test_a_task_of_choices_does_not_hide_that_only_the_format_explains_a_mean() -> None:
+    lower = {"anywhere": {"lora": 0.3, "full": 0.6}}
+    choices = cell(task="arc_easy", draw=3)
+    result = one([cell(TRUE, rules=lower), choices], **{"for": "mean"})
+    assert result.verdict == "undetermined"
+    assert "not by every way of reading an answer" in result.evidence[-1]
+    # By the other rule too the mean is higher: choices are read in one way alone, and lend what they show.
+    higher = cell({"lora": 0.9, "full": 0.1}, task="arc_easy", draw=3)
+    assert one([cell(TRUE, rules=lower), higher], **{"for": "mean"}).verdict == "supported"
 
 
 def test_claims_are_one_family_that_counts_those_that_cannot_be_judged() -> None:
@@ -226,7 +249,8 @@ def test_claims_are_one_family_that_counts_those_that_cannot_be_judged() -> None
 
 def test_evidence_is_in_points_with_intervals_items_and_seeds() -> None:
     scores = cell(TRUE)
-    d = stats.difference(scores.tables["lora"], scores.tables["full"], stats.pool_seeds(scores.tables.values()))
+    of_arm = tables(scores)
+    d = stats.difference(of_arm["lora"], of_arm["full"], stats.pool_seeds(of_arm.values()))
     low, high = d.interval()
     result = one([scores])
     assert result.evidence[0] == (
@@ -304,3 +328,36 @@ def test_a_study_without_claims_says_how_to_state_some(tmp_path: Path, capsys: p
     done = called(capsys, "claims", tmp_path)
     assert done.code == 2
     assert "states no claims; add `claims:`" in done.err
+
+
+def _filled(folder: Path, arms: Mapping[str, Sequence[int]]) -> Records:
+    """A study's folder with arms that are right on their first so many of 200 items, by seed."""
+    records = Records(folder)
+    records.add("constant", "constant", _target_rows(_first(4, 200)))
+    for arm, counts in arms.items():
+        for seed, count in enumerate(counts):
+            records.add(arm, "interpolated" if "+" in arm else arm, _target_rows(_first(count, 200)), seed=seed)
+    return records
+
+
+CLAIMED: dict[str, Any] = {"arms": ["full", "lora"], "claims": [ORDERING]}
+
+
+def test_with_too_few_seeds_the_other_rules_are_of_the_first_seeds_too(tmp_path: Path) -> None:
+    alone = _filled(tmp_path / "alone", {"lora": [100], "full": [80]}).results(**CLAIMED).claims
+    two = _filled(tmp_path / "two", {"lora": [100, 20], "full": [80, 80]}).results(**CLAIMED).claims
+    assert [claim.verdict for claim in alone] == ["supported"]
+    assert two == alone
+
+
+def test_the_arms_that_rescue_another_tell_claims_nothing(tmp_path: Path) -> None:
+    first = {"lora": [100, 90, 95], "full": [80, 85, 80]}
+    records = _filled(tmp_path, {**first, "full+half": [60, 120, 90]})
+    records.planned = [
+        planned.model_copy(update={"rescue_of": "full"}) if planned.trial.arm == "full+half" else planned
+        for planned in records.planned
+    ]
+    before = _filled(tmp_path / "before", first)
+    expected, found = (judge([make_claim(ORDERING)], cells_of(r.plan(), r.store)) for r in (before, records))
+    assert expected[0].p is not None
+    assert found == expected

@@ -24,10 +24,10 @@ from finetrap.results import (
     Retention,
     VersusZeroShot,
 )
-from finetrap.retention import mean, over_seeds, retention_of, samples_of, scores_of
+from finetrap.retention import mean, over_seeds, retention_of, samples_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
-from finetrap.versus import Scored, accuracy_interval, pairs, pool_of, versus_zero_shot
+from finetrap.versus import Scored, accuracy_interval, pairs, pool_of, scored_of, versus_zero_shot
 
 AWAY = "out_of_distribution"
 TRUNCATED_WARNING = 0.05
@@ -65,7 +65,7 @@ class _Cell:
     @property
     def scored(self) -> Scored:
         """Its scores on the target by every rule that says something, items down and seeds across."""
-        return _scored(self.target, states_format=self.states_format)
+        return scored_of(self.target, states_format=self.states_format)
 
     def rows_of(self, purpose: str, seed: int = 0) -> dict[str, list[ItemRow]]:
         """By task, the rows of evaluations that are done, of the first seed or the one at that place."""
@@ -75,13 +75,6 @@ class _Cell:
             for e in planned.evaluations
             if e.purpose == purpose and self.store.evaluation(planned.trial, e) is not None
         }
-
-
-def _scored(seeds: Sequence[Sequence[ItemRow]], *, states_format: bool) -> Scored:
-    """The scores in the rows of each seed, by the rule that decides and by every other that says something."""
-    rules = () if seeds[0][0].strict is None else ("strict", "anywhere") if states_format else ("anywhere",)
-    table, *others = (np.stack([scores_of(rows, r) for rows in seeds], axis=1) for r in ("correct", *rules))
-    return Scored(table, dict(zip(rules, others, strict=True)))
 
 
 def _target(planned: Planned) -> Evaluation:
@@ -302,7 +295,7 @@ def _retention(study: Study, cell: _Cell, reference: _Cell | None, compared: int
         if (after := cell.rows_of("retention", place))
         and (
             kept := retention_of(
-                study, before, after, arms=compared, prompts_only=False, alpha=look.alpha, seeds=len(seeds)
+                study, before, after, arms=compared, prompts_only=False, alpha=look.retention.alpha, seeds=len(seeds)
             )
         )
     }
@@ -320,7 +313,7 @@ def _out_of_distribution(study: Study, cells: Mapping[str, _Cell], look: LookAt)
         }
         # A format that no answer of any arm has was neither asked nor taught.
         formatted = any(row.formatted for seeds in rows.values() for answers in seeds for row in answers)
-        scored = {arm: _scored(seeds, states_format=formatted) for arm, seeds in rows.items()}
+        scored = {arm: scored_of(seeds, states_format=formatted) for arm, seeds in rows.items()}
         versus, pool = versus_zero_shot(scored, margin=study.margin, alpha=look.alpha), pool_of(scored)
         for arm, one in scored.items():
             results[arm].append(

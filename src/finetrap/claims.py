@@ -9,8 +9,8 @@ cases are the other way round that `r` cannot hold. Holm over the claims of the 
 What cannot be told apart at the floor decides nothing, and neither does what only another format explains.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +18,13 @@ import numpy as np
 from finetrap import stats
 from finetrap.claim_spec import Claim, Equivalence, Interaction
 from finetrap.config import Study
-from finetrap.looks import least_level
-from finetrap.records import ModelRecord, Plan, Planned
+from finetrap.looks import least_level, stated_late
+from finetrap.records import ItemRow, ModelRecord, Plan
 from finetrap.results import ClaimResult, ClaimVerdict
-from finetrap.retention import scores_of
 from finetrap.store import Store
+from finetrap.versus import Scored, pool_of, scored_of, trivial_of
 
-LEAST_SEED_DF = 4
-"""Of the pool of a model and task: with fewer, only the first seeds are compared."""
+LATE = "Stated, of these models and tasks, after an answer was read: exploratory."
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,8 @@ class Cell:
 
     model: ModelRecord
     task: str
-    tables: Mapping[str, stats.Scores]
-    """By arm that is done: (n,) of one seed or a fixed arm, (n, S) of several seeds."""
-    rules: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By another rule of scoring: the arms' accuracy by it."""
+    arms: Mapping[str, Scored]
+    """Those that are done."""
 
     @property
     def label(self) -> str:
@@ -49,6 +46,14 @@ class _Part(NamedTuple):
 
     cells: tuple[Cell, ...]
     weight: float
+
+
+class _Compared(NamedTuple):
+    """Two arms on a task, and the pool of the seeds of all arms there."""
+
+    a: Scored
+    b: Scored
+    pool: stats.SeedPool | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,11 @@ def judge_study(study: Study, plan: Plan, store: Store) -> tuple[ClaimResult, ..
     """The claims of a study against its records, at the level of this look."""
     if not study.claims:
         return ()
-    return judge(study.claims, cells_of(plan, store), alpha=least_level(study, plan, store))
+    late = stated_late(study, plan, store)
+    return tuple(
+        result.model_copy(update={"evidence": (*result.evidence, LATE)}) if result.id in late else result
+        for result in judge(study.claims, cells_of(plan, store), alpha=least_level(study, plan, store))
+    )
 
 
 def _judge(claim: Claim, cells: Sequence[Cell]) -> tuple[_Judged, tuple[str, ...]]:
@@ -153,7 +162,7 @@ def _cases(claim: Claim, cells: Sequence[Cell]) -> Iterator[_Case]:
 
 
 def _case(claim: Claim, label: str, cells: Sequence[Cell], weights: Sequence[float]) -> _Case:
-    missing = [f"'{arm}' on {cell.task}" for cell in cells for arm in (claim.a, claim.b) if arm not in cell.tables]
+    missing = [f"'{arm}' on {cell.task}" for cell in cells for arm in (claim.a, claim.b) if arm not in cell.arms]
     case = _Case(label, tuple(_Part((cell,), weight) for cell, weight in zip(cells, weights, strict=True)))
     if missing:
         return replace(case, missing=f"there are no scores of {' and '.join(missing)} yet")
@@ -167,24 +176,26 @@ def _case(claim: Claim, label: str, cells: Sequence[Cell], weights: Sequence[flo
 
 def _at_floor(cell: Cell, a: str, b: str) -> bool:
     """Whether the better arm is not above the trivial one (one-sided, 5%); blind to which of the two it is."""
-    tables, pool = _pooled(cell.tables)
-    ahead = max((tables[a], tables[b]), key=lambda table: float(table.mean()))
-    trivial = tables["constant"] if "constant" in tables else np.zeros(len(ahead))
-    return not stats.above(ahead, trivial, pool)
+    compared = _compared([cell], a, b)
+    ahead = max((compared.a.table, compared.b.table), key=lambda table: float(table.mean()))
+    return not stats.above(ahead, trivial_of(cell.arms), compared.pool)
 
 
-def _pooled(tables: Mapping[str, stats.Scores]) -> tuple[dict[str, stats.Scores], stats.SeedPool | None]:
-    """The tables with their pool of seeds; with too few seeds for one, the first seeds alone."""
-    degrees = sum(table.shape[1] - 1 for table in tables.values() if table.ndim == 2)
-    if degrees >= LEAST_SEED_DF:
-        return dict(tables), stats.pool_seeds(tables.values())
-    return {arm: table if table.ndim == 1 else table[:, 0] for arm, table in tables.items()}, None
+def _compared(cells: Sequence[Cell], a: str, b: str) -> _Compared:
+    """Two arms on a task, of models averaged; with too few seeds for a pool, their first seeds alone."""
+    arms = set.intersection(*(set(cell.arms) for cell in cells))
+    averaged = {arm: _average([cell.arms[arm] for cell in cells]) for arm in sorted(arms)}
+    pool = pool_of(averaged)
+    if pool is None:
+        return _Compared(_seeds(averaged[a], 1), _seeds(averaged[b], 1), None)
+    return _Compared(averaged[a], averaged[b], pool)
 
 
 def _judge_case(claim: Claim, case: _Case) -> _Judged:
     if case.missing:
         return _Judged(1.0, 1.0, f"{case.label}: {case.missing}")
-    estimate, sample = _contrast(claim, case.parts)
+    contrast = [(part.weight, _compared(part.cells, claim.a, claim.b)) for part in case.parts]
+    estimate, sample = _contrast(contrast)
     low, high = _interval(estimate)
     ends = f"{_points(low)} to {_points(high)}"
     said = f"{case.label}: {claim.a} - {claim.b} {_points(estimate.delta)} points (95% interval {ends}; {sample})"
@@ -195,7 +206,7 @@ def _judge_case(claim: Claim, case: _Case) -> _Judged:
         above, below = (_beyond(one, claim.margin) for one in (estimate, estimate._replace(centre=-estimate.centre)))
         return _Judged(1 - min(above, below), min(1.0, 2 * min(above, below)), said)
     p = estimate.p
-    if p < stats.ALPHA and not _by_every_rule(claim, case.parts, estimate.delta):
+    if p < stats.ALPHA and not _by_every_rule(contrast, estimate.delta):
         return _Judged(1.0, 1.0, f"{said}; not by every way of reading an answer, so it decides nothing")
     return _Judged(p, 1.0, said) if estimate.centre > 0 else _Judged(1.0, p, said)
 
@@ -211,20 +222,15 @@ def _interval(estimate: stats.Difference) -> stats.Interval:
     return stats.Interval(estimate.centre - half, estimate.centre + half)
 
 
-def _contrast(claim: Claim, parts: Sequence[_Part]) -> tuple[stats.Difference, str]:
+def _contrast(contrast: Sequence[tuple[float, _Compared]]) -> tuple[stats.Difference, str]:
     """The difference a - b, summed over tasks with their weights, and what it is of: items and seeds.
 
     Tasks share no items, so their variances add; the fewest degrees of freedom stand for all. Models share items:
     their scores are averaged item by item and seed by seed, and the mean is compared as one model would be.
     """
-    differences, items, seeds = [], 0, 1
-    for part in parts:
-        arms = set.intersection(*(set(cell.tables) for cell in part.cells))
-        tables, pool = _pooled({arm: _average([cell.tables[arm] for cell in part.cells]) for arm in sorted(arms)})
-        a, b = tables[claim.a], tables[claim.b]
-        differences.append((part.weight, stats.difference(a, b, pool)))
-        items += len(a)
-        seeds = max(seeds, *(table.shape[1] for table in (a, b) if table.ndim == 2), 1)
+    differences = [(weight, stats.difference(a.table, b.table, pool)) for weight, (a, b, pool) in contrast]
+    items = sum(len(a.table) for _, (a, _, _) in contrast)
+    seeds = max(arm.table.shape[1] for _, (a, b, _) in contrast for arm in (a, b))
     whole = stats.Difference(
         delta=sum(w * d.delta for w, d in differences),
         centre=sum(w * d.centre for w, d in differences),
@@ -236,27 +242,33 @@ def _contrast(claim: Claim, parts: Sequence[_Part]) -> tuple[stats.Difference, s
     return whole, f"{items} items, {f'{seeds} seeds' if seeds > 1 else 'one seed, which says nothing of another'}"
 
 
-def _average(tables: Sequence[stats.Scores]) -> stats.Scores:
-    """The mean of models' scores: over the seeds that all have, or over first seeds where one has no second."""
-    if all(table.ndim == 2 for table in tables):
-        seeds = min(table.shape[1] for table in tables)
-        kept = [table[:, :seeds] for table in tables]
-    else:
-        kept = [table if table.ndim == 1 else table[:, 0] for table in tables]
-    mean: stats.Scores = np.mean(kept, axis=0)
-    return mean
+def _average(models: Sequence[Scored]) -> Scored:
+    """The mean of models' scores, over the seeds that all have; by a rule that one lacks, with those that decide."""
+    seeds = min(one.table.shape[1] for one in models)
+    kept = [_seeds(one, seeds) for one in models]
+    rules = {rule: np.mean([one.by_rule.get(rule, one.table) for one in kept], axis=0) for rule in _rules(kept)}
+    return Scored(np.mean([one.table for one in kept], axis=0), rules)
 
 
-def _by_every_rule(claim: Claim, parts: Sequence[_Part], delta: float) -> bool:
-    """Whether every rule of scoring that says something gives the difference the same sign."""
-    rules = set.intersection(*(set(cell.rules) for part in parts for cell in part.cells))
+def _seeds(arm: Scored, count: int) -> Scored:
+    """Its first so many seeds."""
+    return Scored(arm.table[:, :count], {rule: table[:, :count] for rule, table in arm.by_rule.items()})
+
+
+def _rules(arms: Iterable[Scored]) -> set[str]:
+    return {rule for arm in arms for rule in arm.by_rule}
+
+
+def _by_every_rule(contrast: Sequence[tuple[float, _Compared]], delta: float) -> bool:
+    """Whether every rule of scoring that says something of a part gives the whole the same sign."""
+
+    def accuracy(arm: Scored, rule: str) -> float:
+        return float(arm.by_rule.get(rule, arm.table).mean())
 
     def change(rule: str) -> float:
-        return sum(
-            part.weight * float(np.mean([c.rules[rule][claim.a] - c.rules[rule][claim.b] for c in part.cells]))
-            for part in parts
-        )
+        return sum(weight * (accuracy(a, rule) - accuracy(b, rule)) for weight, (a, b, _) in contrast)
 
+    rules = _rules(arm for _, (a, b, _) in contrast for arm in (a, b))
     # Rounded, as scores may be thirds.
     return all(delta * round(change(rule), 12) > 0 for rule in rules)
 
@@ -270,35 +282,19 @@ def _p(value: float) -> str:
 
 
 def cells_of(plan: Plan, store: Store) -> list[Cell]:
-    """What is done of a study, for each model and task."""
-    by_arm: dict[tuple[str, str], dict[str, list[Planned]]] = {}
-    for planned in plan.planned:
-        trial = planned.trial
-        by_arm.setdefault((trial.model.label, trial.task), {}).setdefault(trial.arm, []).append(planned)
-    return [_cell(arms, plan, store) for arms in by_arm.values()]
+    """What is done of a study, for each model and task; arms that rescue another came of what the first ones showed."""
+    seeds: dict[tuple[str, str], dict[str, list[Sequence[ItemRow]]]] = {}
+    models = {planned.trial.model.label: planned.trial.model for planned in plan.planned}
+    for trial, evaluations in ((p.trial, p.evaluations) for p in plan.planned if p.rescue_of is None):
+        arms = seeds.setdefault((trial.model.label, trial.task), {})
+        for evaluation in evaluations:
+            if evaluation.purpose == "target" and store.evaluation(trial, evaluation):
+                arms.setdefault(trial.arm, []).append(store.rows(trial, evaluation))
+    return [
+        Cell(models[label], task, {arm: _scored(plan, task, rows) for arm, rows in arms.items()})
+        for (label, task), arms in seeds.items()
+    ]
 
 
-def _cell(arms: Mapping[str, Sequence[Planned]], plan: Plan, store: Store) -> Cell:
-    trial = next(iter(arms.values()))[0].trial
-    facts = plan.tasks.get(trial.task)
-    tables: dict[str, stats.Scores] = {}
-    rules: dict[str, dict[str, float]] = {"strict": {}, "anywhere": {}}
-    if facts is not None and not facts.states_format:
-        del rules["strict"]
-    for arm, trials in arms.items():
-        done = [
-            (p.trial, e)
-            for p in trials
-            for e in p.evaluations
-            if e.purpose == "target" and store.evaluation(p.trial, e)
-        ]
-        seeds = [store.rows(trial, evaluation) for trial, evaluation in done]
-        if seeds:
-            table = np.stack([scores_of(rows) for rows in seeds], axis=1)
-            tables[arm] = table if len(seeds) > 1 else table[:, 0]
-            for rule, accuracies in rules.items():
-                accuracies[arm] = float(np.mean([scores_of(rows, rule) for rows in seeds]))
-    generated = any(
-        e.kind == "generate" for ps in arms.values() for p in ps for e in p.evaluations if e.purpose == "target"
-    )
-    return Cell(trial.model, trial.task, tables, rules if generated else {})
+def _scored(plan: Plan, task: str, seeds: Sequence[Sequence[ItemRow]]) -> Scored:
+    return scored_of(seeds, states_format=task not in plan.tasks or plan.tasks[task].states_format)

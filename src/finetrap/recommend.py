@@ -4,15 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import numpy as np
-
 from finetrap import stats
 from finetrap.advice import prior_advice
 from finetrap.config import Study
 from finetrap.method import is_trained
 from finetrap.rescue import conclusions, does_harm, rescues_of
 from finetrap.results import ArmResult, Estimand, Recommendation
-from finetrap.versus import Scored, pool_of
+from finetrap.versus import Scored, pool_of, trivial_of
 
 CONFIDENCE = 0.9
 """Of the regret bound, one-sided, where a look has the whole level of its tests."""
@@ -92,7 +90,7 @@ def recommend(
     accuracy = {name: float(tables[name].mean()) for name in candidates}
     leader = max(left, key=lambda name: (accuracy[name], -cost_to_own(by_name[name], queries=study.queries)))
     n = len(scored[leader].table)
-    trivial = scored["constant"].first if "constant" in scored else np.zeros(n)
+    trivial = trivial_of(scored)
     why = [*_why(by_name, left, dropped), *conclusions(rescues, arms), *_rescue_hint(study, arms)]
     if not any(stats.above(scored[name].table, trivial, pool) for name in candidates):
         best = max(accuracy.values())

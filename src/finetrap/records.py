@@ -321,6 +321,10 @@ class Answered(Record):
     """By arm: digest of the keys of its target evaluations, which change with items, seeds and settings."""
     alpha: float
     """Level that its tests spent."""
+    retention: dict[str, str] = Field(default_factory=dict)
+    """By retention task: digest of what it asked. Empty in records from before it was kept."""
+    claims: tuple[str, ...] | None = None
+    """Digests of the claims that the study stated, each with its models and tasks; null from before they were kept."""
 
 
 class Environment(Record):

@@ -141,7 +141,7 @@ class ClaimResult(Record):
     p: float | None
     """Of the verdict's direction, two-sided; null where there is nothing to judge by."""
     p_adjusted: float | None
-    """Holm's, over the claims of the study; supported or refuted where it is below 5%."""
+    """Holm's, over the claims of the study; supported or refuted where it is below 5%, or the level of this look."""
     evidence: tuple[str, ...]
     """In sentences: the difference for each model and task, and what it comes to."""
 

@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 from finetrap import stats
+from finetrap.records import ItemRow
 from finetrap.results import Artifact, Comparison, Recipe, Verdict, VersusZeroShot
+from finetrap.retention import scores_of
 
 LEAST_DF = 4
 """Seeds beyond the first, of all arms of a model and task together, from which verdicts are about recipes."""
@@ -36,6 +38,16 @@ class Scored:
         return bool(self.table.shape[1] > 1)
 
 
+def scored_of(seeds: Sequence[Sequence[ItemRow]], *, states_format: bool) -> Scored:
+    """The scores in the rows of each seed, by the rule that decides and by every other that says something.
+
+    The strict rule says something where a format is asked for or taught: `states_format`.
+    """
+    rules = () if seeds[0][0].strict is None else ("strict", "anywhere") if states_format else ("anywhere",)
+    table, *others = (np.stack([scores_of(rows, r) for rows in seeds], axis=1) for r in ("correct", *rules))
+    return Scored(table, dict(zip(rules, others, strict=True)))
+
+
 def pool_of(arms: Mapping[str, Scored]) -> stats.SeedPool | None:
     """What arms of a model and task say together of seeds; None where that is too little for verdicts on recipes."""
     tables = [arm.table for arm in arms.values() if arm.has_seeds]
@@ -54,7 +66,7 @@ def versus_zero_shot(
     if reference not in arms or not family:
         return {}
     zero, pool = arms[reference], pool_of(arms)
-    trivial = _trivial(arms, zero)
+    trivial = trivial_of(arms)
     differences = {
         name: stats.difference(arm.table, zero.table, pool)
         for name, arm in family.items()
@@ -81,9 +93,9 @@ def versus_zero_shot(
     return results
 
 
-def _trivial(arms: Mapping[str, Scored], like: Scored) -> stats.Scores:
-    """The trivial arm's scores; where there is none, nothing is right."""
-    return arms[TRIVIAL].first if TRIVIAL in arms else np.zeros_like(like.first)
+def trivial_of(arms: Mapping[str, Scored]) -> stats.Scores:
+    """The trivial arm's scores (n,) on the items of `arms`; where it is not among them, nothing is right."""
+    return arms[TRIVIAL].first if TRIVIAL in arms else np.zeros(len(next(iter(arms.values())).table))
 
 
 def artifact_of(
@@ -198,7 +210,7 @@ def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]
     """Pairs of arms other than the references, exploratory: recipes where both have seeds, else first seeds."""
     pool = pool_of(arms)
     names = [name for name in arms if name not in REFERENCES]
-    above = {name for name in names if stats.above(arms[name].table, _trivial(arms, arms[name]), pool)}
+    above = {name for name in names if stats.above(arms[name].table, trivial_of(arms), pool)}
     comparisons = []
     for a, b in combinations(names, 2):
         one, other = arms[a], arms[b]
