@@ -84,8 +84,8 @@ def test_an_undecided_recipe_says_what_would_decide() -> None:
     assert (recipe.items_needed, recipe.seeds_needed) == expected
     # Nothing rules out a difference of the margin that the arm itself shows.
     assert (recipe.items_to_rule_out, recipe.seeds_to_rule_out) == (None, None)
-    wider = _recipe(versus_zero_shot(arms, margin=0.012)["a"])
-    target = 0.012 - abs(recipe.delta)
+    wider = _recipe(versus_zero_shot(arms, margin=0.016)["a"])
+    target = 0.016 - abs(recipe.delta)
     expected = stats.needed(arms["a"].table, arms["zero_shot"].first, pool_of(arms), target=target, alpha=0.05)
     assert (wider.items_to_rule_out, wider.seeds_to_rule_out) == expected
     assert expected.items is not None
