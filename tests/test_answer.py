@@ -19,6 +19,9 @@ from finetrap.records import (
     TrainingRecord,
     Trial,
 )
+from finetrap.report.charts import TONES
+from finetrap.report.page import write_page
+from finetrap.report.sections import sections
 from finetrap.report.table import COLUMNS, cells
 from finetrap.results import ArmResult, Results
 from finetrap.retention import over_seeds
@@ -336,6 +339,10 @@ def test_forgetting_that_only_general_text_shows_stands_in_the_table(records: Re
     shown = {arm.arm: dict(zip(COLUMNS, cells(arm), strict=True))["retention"] for arm in results.arms}
     assert shown == {"constant": "-", "zero_shot": "-", "careless": "- FORGETS", "lora": "-"}
     assert results.table().count("FORGETS") == 1
+    study, plan = Study(models="m", tasks="gsm8k"), records.plan()
+    records.store.save_plan(plan)
+    page = write_page(results, study, records.store, sections(results, records.store)).read_text()
+    assert f'<span class="dot tone-{TONES["harm"]}"></span>- FORGETS' in page
 
 
 def test_retention_is_normalised_by_chance(records: Records) -> None:
