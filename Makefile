@@ -46,7 +46,7 @@ verify: .venv/installed
 	$(BIN)/finetrap models get $(MODEL)
 	PYTHONPATH=bench:tests $(BIN)/python -m same_answers
 
-# Whether the statistics hold, in simulated studies where the truth is known; some 20 minutes of 2 cores. What is in
+# Whether the statistics hold, in simulated studies where the truth is known; some 8 minutes of 2 cores. What is in
 # bench/results/truth.json is not simulated again.
 truth: .venv/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=bench $(BIN)/python -m truth

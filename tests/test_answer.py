@@ -19,6 +19,10 @@ from finetrap.records import (
     TrainingRecord,
     Trial,
 )
+from finetrap.report.charts import TONES
+from finetrap.report.page import write_page
+from finetrap.report.sections import sections
+from finetrap.report.table import COLUMNS, cells
 from finetrap.results import ArmResult, Results
 from finetrap.retention import over_seeds
 from finetrap.store import Store, now
@@ -327,6 +331,21 @@ def test_a_seed_that_forgets_is_enough_to_drop_an_arm_and_each_has_to_rule_it_ou
     assert not out or f"it forgets (seed {seed} of 2)" in dropped["lora"]
 
 
+def test_forgetting_that_only_general_text_shows_stands_in_the_table(records: Records) -> None:
+    records.add("constant", "constant", _target_rows(_first(40)))
+    records.add("zero_shot", "zero_shot", _target_rows(_first(120)), bits=1.0)
+    records.add("careless", "full", _target_rows(_first(200)), bits=1.3)
+    records.add("lora", "lora", _target_rows(_first(200)), bits=1.001)
+    results = records.results()
+    shown = {arm.arm: dict(zip(COLUMNS, cells(arm), strict=True))["retention"] for arm in results.arms}
+    assert shown == {"constant": "-", "zero_shot": "-", "careless": "- FORGETS", "lora": "-"}
+    assert results.table().count("FORGETS") == 1
+    study, plan = Study(models="m", tasks="gsm8k"), records.plan()
+    records.store.save_plan(plan)
+    page = write_page(results, study, records.store, sections(results, records.store)).read_text()
+    assert f'<span class="dot tone-{TONES["harm"]}"></span>- FORGETS' in page
+
+
 def test_retention_is_normalised_by_chance(records: Records) -> None:
     records.add("constant", "constant", _target_rows(_first(40)))
     records.add("zero_shot", "zero_shot", _target_rows(_first(120)), hellaswag=_first(100, 200), bits=1.0)
@@ -388,6 +407,21 @@ def test_accuracy_is_the_mean_over_seeds_and_the_verdict_the_first_seeds(records
     assert arm.vs_zero_shot.recipe is None
     assert arm.diverged_seeds == (1,)
     assert any("diverged" in warning for warning in results.warnings)
+    # What the table shows as its accuracy is not what its verdict is of.
+    said = [warning for warning in results.warnings if "is the mean of" in warning]
+    assert len(said) == 1
+    assert said[0].startswith("lora on gsm8k: accuracy is the mean of 2 seeds and the verdict is of the first (50.0%)")
+
+
+@pytest.mark.parametrize("full", [0, 4])
+def test_where_the_verdict_is_of_the_accuracy_shown_nothing_is_said_of_seeds(records: Records, full: int) -> None:
+    _references(records)
+    # Two equal seeds; or seeds enough for a verdict on the recipe.
+    for seed, right in enumerate([200, 200 + full]):
+        records.add("lora", "lora", _target_rows(_first(right)), seed=seed)
+    for seed in range(full):
+        records.add("full", "full", _target_rows(_first(200 + seed)), seed=seed)
+    assert not any("is the mean of" in warning for warning in records.results().warnings)
 
 
 def test_with_seeds_enough_everything_is_about_the_recipe(records: Records) -> None:

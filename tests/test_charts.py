@@ -115,6 +115,25 @@ def test_a_verdict_says_how_sure_it_is_and_what_would_decide(arm: str, said: str
     assert said in (in_words(arms[arm]) or "")
 
 
+def test_of_a_checkpoint_it_is_said_what_would_decide(arms: dict[str, ArmResult]) -> None:
+    arm = arms["few_shot"]
+    assert arm.vs_zero_shot is not None
+
+    def said(**needed: int | None) -> str:
+        artifact = arm.vs_zero_shot.artifact.model_copy(update=needed)  # type: ignore[union-attr]
+        versus = arm.vs_zero_shot.model_copy(update={"artifact": artifact})  # type: ignore[union-attr]
+        return in_words(arm.model_copy(update={"vs_zero_shot": versus})) or ""
+
+    decides = said(items_needed=5300, items_to_rule_out=None)
+    assert "About 5,300 test items would decide, if the scores stay as they are." in decides
+    both = said(items_needed=5300, items_to_rule_out=900)
+    assert "About 5,300 test items would show this difference, about 900 test items would rule out one of" in both
+    equal = said(items_needed=None, items_to_rule_out=900)
+    assert "About 900 test items would rule out one of" in equal
+    # Records of before do not say it.
+    assert said(items_needed=None, items_to_rule_out=None).endswith("would be found four times in five.")
+
+
 def test_what_is_not_compared_has_no_verdict(arms: dict[str, ArmResult]) -> None:
     assert in_words(arms["zero_shot"]) is None
     assert in_words(arms["constant"]) is None

@@ -21,7 +21,7 @@ from finetrap.plan import load_tasks, plan
 from finetrap.records import Evaluation, ItemRow, Sampled
 from finetrap.results import Results
 from finetrap.retention import scores_of
-from finetrap.versus import Scored, accuracy_interval, artifact_of, versus_zero_shot
+from finetrap.versus import Scored, artifact_of, versus_zero_shot
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -258,7 +258,7 @@ def test_shares_above_the_trivial_answer_beat_it_one_sided() -> None:
 
 def test_the_interval_of_an_accuracy_knows_what_shares_vary_by() -> None:
     scores = shares(0.5, samples=16)
-    low, high = accuracy_interval(Scored(scores[:, None]), None)
+    low, high = stats.accuracy_interval(scores[:, None], None)
     accuracy, n = scores.mean(), len(scores)
     added = np.concatenate([scores, [1.0, 0.0]])
     c = t.isf(0.025, n - 1) ** 2 * added.var() / (n + 2) / (added.mean() * (1 - added.mean()))

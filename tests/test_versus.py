@@ -1,10 +1,13 @@
 """Verdicts on recipes: tables of scores whose answer is known."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy.stats import norm, t
 
 from finetrap import stats
-from finetrap.results import Recipe, VersusZeroShot
+from finetrap.results import Artifact, Recipe, VersusZeroShot
 from finetrap.versus import Scored, pairs, pool_of, versus_zero_shot
 
 N = 600
@@ -79,6 +82,56 @@ def test_an_undecided_recipe_says_what_would_decide() -> None:
         arms["a"].table, arms["zero_shot"].first, pool_of(arms), target=abs(recipe.delta), alpha=0.025
     )
     assert (recipe.items_needed, recipe.seeds_needed) == expected
+    # Nothing rules out a difference of the margin that the arm itself shows.
+    assert (recipe.items_to_rule_out, recipe.seeds_to_rule_out) == (None, None)
+    wider = _recipe(versus_zero_shot(arms, margin=0.016)["a"])
+    target = 0.016 - abs(recipe.delta)
+    expected = stats.needed(arms["a"].table, arms["zero_shot"].first, pool_of(arms), target=target, alpha=0.05)
+    assert (wider.items_to_rule_out, wider.seeds_to_rule_out) == expected
+    assert expected.items is not None
+
+
+def _checkpoint(times: int = 1) -> Scored:
+    """Of 600 items, or so many times 600, 20 that only it gets right, and 12 that only the first 180 do."""
+    table = _first(200 * times, n=N * times)
+    table[: 12 * times] = 0
+    return Scored(table[:, None])
+
+
+def test_an_undecided_checkpoint_says_what_would_decide() -> None:
+    arms = _family(a=_checkpoint(), b=_arm(300))
+    found = versus_zero_shot(arms, margin=0.02)
+    close, shown = found["a"].artifact, found["b"].artifact
+    assert (found["a"].verdict, found["b"].verdict) == ("undecided", "gain")
+    # 32 of 600 items differ: their variance with the two pseudo-items, and the t and power of the family of two.
+    variance = (32 + 2) / 602 - (8 / 602) ** 2
+
+    def items(target: float, alpha: float) -> float:
+        return (t.isf(alpha / 2, N - 1) + norm.isf(0.2)) ** 2 * variance * N / (N + 2) / target**2
+
+    assert close.items_needed == pytest.approx(items(8 / N, 0.025), abs=1)
+    assert close.items_to_rule_out == pytest.approx(items(0.02 - 8 / N, 0.05), abs=1)
+    assert (shown.items_needed, shown.items_to_rule_out) == (None, None)
+
+
+def test_more_items_of_the_same_kind_do_decide() -> None:
+    few = versus_zero_shot(_family(a=_checkpoint()), margin=0.001)["a"]
+    assert (few.verdict, few.artifact.items_to_rule_out) == ("undecided", None)
+    assert few.artifact.items_needed is not None
+    times = math.ceil(few.artifact.items_needed / N)
+    more = _family(180 * times, 30 * times, n=N * times, a=_checkpoint(times))
+    assert versus_zero_shot(more, margin=0.001)["a"].verdict == "gain"
+
+
+def test_what_is_ruled_out_needs_no_more_items() -> None:
+    found = versus_zero_shot(_family(600, 100, n=2000, a=_arm(601, n=2000)), margin=0.02)["a"]
+    assert (found.verdict, found.artifact.items_to_rule_out) == ("no_difference", None)
+
+
+def test_records_of_before_are_read() -> None:
+    said = versus_zero_shot(_family(a=_checkpoint()), margin=0.02)["a"].artifact.model_dump()
+    del said["items_needed"], said["items_to_rule_out"]
+    assert Artifact.model_validate(said).items_needed is None
 
 
 def test_seeds_that_differ_much_more_than_the_others_are_told() -> None:

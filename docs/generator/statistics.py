@@ -13,7 +13,7 @@ NUMBERS = {
     "coverage_min": "least coverage of 95% intervals of differences, any cell",
     "coverage_min_stress": "the same under stress",
     "coverage_mean": "mean coverage",
-    "width_ratio_to_oracle": "mean width over the oracle's, 3 seeds",
+    "width_ratio_to_oracle": "mean width over the oracle's, 3 seeds, arm against zero-shot",
     "familywise_error_max": "greatest family-wise error",
     "power_gap": "power that the oracle has more, mean",
     "wrong_ours": "wrong recommendations",

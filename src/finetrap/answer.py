@@ -27,7 +27,7 @@ from finetrap.results import (
 from finetrap.retention import mean, over_seeds, retention_of, samples_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
-from finetrap.versus import Scored, accuracy_interval, pairs, pool_of, scored_of, versus_zero_shot
+from finetrap.versus import Scored, pairs, pool_of, scored_of, versus_zero_shot
 
 AWAY = "out_of_distribution"
 TRUNCATED_WARNING = 0.05
@@ -86,7 +86,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
     arms: list[ArmResult] = []
     comparisons: list[Comparison] = []
     recommendations: list[Recommendation] = []
-    looks: list[str] = []
+    warnings: list[str] = []
     for model, task in dict.fromkeys((p.trial.model.label, p.trial.task) for p in plan.planned):
         cells: dict[str, list[Planned]] = {}
         for planned in plan.planned:
@@ -96,13 +96,14 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         if not done:
             continue
         look = look_at(study, plan, store, model, task)
-        looks += look.warnings(model, task)
+        warnings += look.warnings(model, task)
         group = _arm_results(study, {arm: cell for arm, cell in done.items() if cell.rescue_of is None}, look)
         rescues = {arm: cell for arm, cell in done.items() if cell.rescue_of is not None or arm in REFERENCE_ARMS}
         group += [arm for arm in _arm_results(study, rescues, look) if arm.rescue_of is not None]
         group = [with_tuning(arm, plan, store) for arm in group]
         scored = {arm: cell.scored for arm, cell in done.items()}
         arms.extend(group)
+        warnings += _means_of_seeds(group, scored)
         comparisons.extend(pairs(model, task, scored))
         incomplete = [
             arm
@@ -147,8 +148,21 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         recommendations=tuple(recommendations),
         claims=judge_study(study, plan, store),
         failures=failures,
-        warnings=(*looks, *_warnings(arms, plan, environments)),
+        warnings=(*warnings, *_warnings(arms, plan, environments)),
     )
+
+
+def _means_of_seeds(arms: Sequence[ArmResult], scored: Mapping[str, Scored]) -> list[str]:
+    """Of arms whose verdict is about the first seed's checkpoint while another accuracy, the mean, stands beside it."""
+    warnings = []
+    for arm in arms:
+        first = f"{scored[arm.arm].first.mean():.1%}"
+        if arm.vs_zero_shot and arm.vs_zero_shot.recipe is None and first != f"{arm.accuracy:.1%}":
+            warnings.append(
+                f"{arm.arm} on {arm.task}: accuracy is the mean of {len(arm.seeds)} seeds and the verdict is of the "
+                f"first ({first}): more seeds or arms would make it a verdict on the recipe."
+            )
+    return warnings
 
 
 def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> list[str]:
@@ -228,7 +242,7 @@ def _arm_result(
         n_test=cell.n,
         sampled=_target(cell.planned[0]).sampled,
         accuracy=accuracy,
-        ci95=accuracy_interval(cell.scored, pool),
+        ci95=stats.accuracy_interval(cell.scored.table, pool),
         accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
         accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
         format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,
@@ -321,7 +335,7 @@ def _out_of_distribution(study: Study, cells: Mapping[str, _Cell], look: LookAt)
                     task=task,
                     n_test=len(one.table),
                     accuracy=float(one.table.mean()),
-                    ci95=accuracy_interval(one, pool),
+                    ci95=stats.accuracy_interval(one.table, pool),
                     vs_zero_shot=versus.get(arm),
                 )
             )

@@ -1,7 +1,7 @@
 """What results.json says of an arm on a model and task.
 
-All scores, rates and differences are fractions. A delta is adapted minus untouched. What this version does not
-compute is null.
+All scores, rates and differences are fractions. A delta is adapted minus untouched. What does not apply, or was not
+measured, is null.
 """
 
 from typing import Literal
@@ -29,6 +29,10 @@ class Artifact(Record):
     """Holm's, within the model and task."""
     mde: float
     """Minimum detectable effect: found significant four times in five."""
+    items_needed: int | None = None
+    """Test items that would show this difference, if scores stay as they are; null: it is shown, or no number does."""
+    items_to_rule_out: int | None = None
+    """Likewise that would rule out one of the margin; null where one is shown or ruled out, or no number does."""
 
 
 class Recipe(Record):
@@ -55,6 +59,11 @@ class Recipe(Record):
     items_needed: int | None = None
     """Test items that would show this difference, if scores stay as they are; null: it is shown, or no number does."""
     seeds_needed: int | None = None
+    """Likewise seeds of every arm."""
+    items_to_rule_out: int | None = None
+    """Test items that would rule out a difference of the margin; null where one is shown or ruled out, or no number
+    does."""
+    seeds_to_rule_out: int | None = None
     """Likewise seeds of every arm."""
     seed_ratio: float = 1.0
     """Variance of this arm's accuracy between its seeds, over what all arms together say that it is."""

@@ -11,8 +11,7 @@ from finetrap.errors import StudyError, unknown
 from finetrap.judgement import Judged, JudgedArm, Judgement
 from finetrap.lm_eval_samples import Samples, find, paired, read
 from finetrap.recommend import CONFIDENCE
-from finetrap.results import VersusZeroShot
-from finetrap.versus import TRIVIAL, Scored, accuracy_interval, pool_of, versus_zero_shot
+from finetrap.versus import TRIVIAL, Scored, pool_of, versus_zero_shot
 
 
 class Run(NamedTuple):
@@ -139,9 +138,9 @@ def _judge_task(
                 arm=arm,
                 files=tuple(str(file.path) for run, file in zip(runs, files, strict=True) if run.arm == arm),
                 accuracy=float(scored.table.mean()),
-                ci95=accuracy_interval(scored, pool),
+                ci95=stats.accuracy_interval(scored.table, pool),
                 vs_baseline=versus.get(arm),
-                items_needed=_items_needed(scored, arms[baseline], versus[arm], len(versus)) if arm in versus else None,
+                items_needed=versus[arm].decisive.items_needed if arm in versus else None,
                 regret_upper=bounds.get(arm),
             )
             for arm, scored in arms.items()
@@ -160,12 +159,3 @@ def _scored(runs: Sequence[Run], files: Sequence[Samples], metric: str, decides:
             for arm in dict.fromkeys(run.arm for run in runs)
         }
     return {arm: Scored(table, {name: tables[name][arm] for name in others}) for arm, table in tables[decides].items()}
-
-
-def _items_needed(arm: Scored, reference: Scored, versus: VersusZeroShot, family: int) -> int | None:
-    if versus.recipe is not None:
-        return versus.recipe.items_needed
-    if versus.artifact.p_adjusted < stats.ALPHA:
-        return None
-    target, level = abs(versus.artifact.delta), stats.ALPHA / family
-    return stats.needed(arm.first, reference.first, None, target=target, alpha=level).items

@@ -1,7 +1,7 @@
 """The study's machine-readable answer: what results.json holds.
 
-All scores, rates and differences are fractions. A delta is adapted minus untouched. What this version does not
-compute is null.
+All scores, rates and differences are fractions. A delta is adapted minus untouched. What does not apply, or was not
+measured, is null.
 """
 
 from collections.abc import Iterator

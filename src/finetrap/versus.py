@@ -84,10 +84,11 @@ def versus_zero_shot(
             arm.first,
             zero.first,
             p_adjusted=others[name] if name in differences else adjusted[name],
+            margin=margin,
             family=len(family),
             alpha=alpha,
         )
-        recipe = compared.recipe(adjusted[name])
+        recipe = compared.recipe(adjusted[name], margin)
         verdict = compared.verdict(recipe or artifact, margin)
         results[name] = VersusZeroShot(verdict=verdict, margin=margin, artifact=artifact, recipe=recipe)
     return results
@@ -103,6 +104,7 @@ def artifact_of(
     b: stats.Scores,
     *,
     p_adjusted: float | None = None,
+    margin: float = 0.0,
     family: int = 1,
     alpha: float = stats.ALPHA,
 ) -> Artifact:
@@ -110,6 +112,7 @@ def artifact_of(
     found = stats.between_checkpoints(a, b)
     p_adjusted = found.p if p_adjusted is None else p_adjusted
     simultaneous = found.interval(alpha / family)
+    show, rule_out = _to_decide(found, a, b, None, margin=margin, alpha=alpha / family, shown=p_adjusted < alpha)
     return Artifact(
         delta=found.delta,
         ci95=found.interval(stats.ALPHA),
@@ -117,6 +120,28 @@ def artifact_of(
         p=found.p,
         p_adjusted=p_adjusted,
         mde=stats.minimum_detectable_effect(a - b, alpha=alpha / family),
+        items_needed=show.items,
+        items_to_rule_out=rule_out.items,
+    )
+
+
+def _to_decide(
+    found: stats.Difference | stats.Discordant,
+    a: stats.Scores,
+    b: stats.Scores,
+    pool: stats.SeedPool | None,
+    *,
+    margin: float,
+    alpha: float,
+    shown: bool,
+) -> tuple[stats.Needed, stats.Needed]:
+    """What would show the difference found, and what would rule out one of `margin`; nothing of what is done."""
+    if shown:
+        return stats.Needed(None, None), stats.Needed(None, None)
+    room = 0.0 if stats.equivalent(found, margin, alpha=alpha) else margin - abs(found.delta)
+    return (
+        stats.needed(a, b, pool, target=abs(found.delta), alpha=alpha),
+        stats.needed(a, b, pool, target=room, alpha=2 * alpha),
     )
 
 
@@ -133,16 +158,14 @@ class _Compared:
     alpha: float
     family: int
 
-    def recipe(self, p_adjusted: float) -> Recipe | None:
+    def recipe(self, p_adjusted: float, margin: float) -> Recipe | None:
         """The difference over items and seeds; None where the arm has no seeds to speak of."""
         if self.difference is None or self.pool is None:
             return None
         difference, level = self.difference, self.alpha / self.family
         interval, sign_only = stats.adjusted(difference, p_adjusted, self.family, alpha=self.alpha)
-        needed = stats.Needed(None, None)
-        if p_adjusted >= self.alpha:
-            target = abs(difference.delta)
-            needed = stats.needed(self.arm.table, self.zero.table, self.pool, target=target, alpha=level)
+        tables, shown = (self.arm.table, self.zero.table), p_adjusted < self.alpha
+        show, rule_out = _to_decide(difference, *tables, self.pool, margin=margin, alpha=level, shown=shown)
         return Recipe(
             delta=difference.delta,
             ci95=difference.interval(stats.ALPHA),
@@ -153,8 +176,10 @@ class _Compared:
             mde=difference.mde(level),
             seeds=self.arm.table.shape[1],
             df_seeds=self.pool.df if np.isfinite(self.pool.df) else None,
-            items_needed=needed.items,
-            seeds_needed=needed.seeds,
+            items_needed=show.items,
+            seeds_needed=show.seeds,
+            items_to_rule_out=rule_out.items,
+            seeds_to_rule_out=rule_out.seeds,
             seed_ratio=stats.seed_ratio(self.arm.table, self.pool),
             seeds_stand_out=bool(self.rest) and stats.seeds_stand_out(self.arm.table, self.rest),
         )
@@ -199,11 +224,6 @@ class _Compared:
         else:
             p = stats.between_checkpoints(perfect, self.zero.first).p
         return p < self.alpha / self.family
-
-
-def accuracy_interval(arm: Scored, pool: stats.SeedPool | None) -> stats.Interval:
-    """Of an arm's accuracy: over items by Wilson, over items and seeds where verdicts are about recipes."""
-    return stats.accuracy_interval(arm.table, pool)
 
 
 def pairs(model: str, task: str, arms: Mapping[str, Scored]) -> list[Comparison]:

@@ -46,16 +46,14 @@ def cells(arm: ArmResult) -> tuple[str, ...]:
     """One row, in the order of `COLUMNS`."""
     retention, cost = arm.retention, arm.cost
     forgotten = retention is not None and retention.verdict == "harm"
-    kept = "-"
-    if retention is not None and retention.delta is not None:
-        kept = f"{points(retention.delta)}{' FORGETS' if forgotten else ''}"
+    kept = "-" if retention is None or retention.delta is None else points(retention.delta)
     bits = "-"
     if retention is not None and retention.bits_per_byte is not None:
         bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
     return (
         arm.arm,
         *_compared(arm.arm, arm),
-        kept,
+        f"{kept} FORGETS" if forgotten else kept,
         bits,
         f"{cost.train_seconds:.0f} s, {_count(cost.trainable_params)}" if cost.trainable_params else "-",
         f"{cost.prompt_tokens_per_query + cost.output_tokens_per_query:.0f}",

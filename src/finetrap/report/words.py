@@ -67,19 +67,28 @@ def in_words(arm: ArmResult) -> str | None:
 
 
 def what_would_decide(versus: VersusZeroShot) -> str:
-    """Items or seeds, where that was computed; else what this study could have found."""
-    _, found = estimand(versus)
+    """What this study could have found; items or seeds to show the difference, or that it is within the margin."""
+    found = versus.decisive
     could = f"An effect of {100 * found.mde:.1f} points would be found four times in five."
-    if not isinstance(found, Recipe):
-        return could
-    ways = []
-    if found.items_needed is not None:
-        ways.append(f"about {found.items_needed:,} test items")
-    if found.seeds_needed is not None:
-        ways.append(f"about {found.seeds_needed:,} seeds")
-    if not ways:
-        return f"{could} Neither more items nor more seeds alone would decide."
-    return f"{could} {' or '.join(ways).capitalize()} would decide, if the scores stay as they are."
+    if isinstance(found, Recipe):
+        show = _ways(found.items_needed, found.seeds_needed)
+        rule_out = _ways(found.items_to_rule_out, found.seeds_to_rule_out)
+    else:
+        show, rule_out = _ways(found.items_needed), _ways(found.items_to_rule_out)
+    if not show and not rule_out:
+        # Of a checkpoint null may also mean that its record is of before.
+        return f"{could} Neither more items nor more seeds alone would decide." if isinstance(found, Recipe) else could
+    none = f"{rule_out} would rule out one of {100 * versus.margin:g} points"
+    said = (
+        f"{show} would show this difference, {none}" if show and rule_out else f"{show} would decide" if show else none
+    )
+    return f"{could} {said[0].upper()}{said[1:]}, if the scores stay as they are."
+
+
+def _ways(items: int | None, seeds: int | None = None) -> str:
+    """So many test items or seeds; empty where there is neither."""
+    numbers = {"test items": items, "seeds": seeds}
+    return " or ".join(f"about {number:,} {what}" for what, number in numbers.items() if number is not None)
 
 
 def rescued(rescue: Rescue) -> str:
