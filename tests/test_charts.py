@@ -127,9 +127,11 @@ def test_of_a_checkpoint_it_is_said_what_would_decide(arms: dict[str, ArmResult]
     decides = said(items_needed=5300, items_to_rule_out=None)
     assert "About 5,300 test items would decide, if the scores stay as they are." in decides
     both = said(items_needed=5300, items_to_rule_out=900)
-    assert "About 5,300 test items would show this difference, about 900 test items would rule out one of" in both
+    assert (
+        "About 5,300 test items would show this difference, about 900 test items would rule out a difference of" in both
+    )
     equal = said(items_needed=None, items_to_rule_out=900)
-    assert "About 900 test items would rule out one of" in equal
+    assert "About 900 test items would rule out a difference of" in equal
     # Records of before do not say it.
     assert said(items_needed=None, items_to_rule_out=None).endswith("would be found four times in five.")
 

@@ -78,10 +78,11 @@ def what_would_decide(versus: VersusZeroShot) -> str:
     if not show and not rule_out:
         # Of a checkpoint null may also mean that its record is of before.
         return f"{could} Neither more items nor more seeds alone would decide." if isinstance(found, Recipe) else could
-    none = f"{rule_out} would rule out one of {100 * versus.margin:g} points"
-    said = (
-        f"{show} would show this difference, {none}" if show and rule_out else f"{show} would decide" if show else none
-    )
+    none = f"{rule_out} would rule out a difference of {100 * versus.margin:g} points or more"
+    if show and rule_out:
+        said = f"{show} would show this difference, {none}"
+    else:
+        said = f"{show} would decide" if show else none
     return f"{could} {said[0].upper()}{said[1:]}, if the scores stay as they are."
 
 
