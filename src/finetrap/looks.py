@@ -115,8 +115,8 @@ def _joined(look: Answered, added: Answered) -> Answered:
     """A look with what it lacks."""
     return look.model_copy(
         update={
-            "evaluated": {**added.evaluated, **look.evaluated},
-            "retention": {**added.retention, **look.retention},
+            "evaluated": {**look.evaluated, **added.evaluated},
+            "retention": {**look.retention, **added.retention},
             "claims": added.claims if look.claims is None else look.claims,
         }
     )
