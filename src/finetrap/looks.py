@@ -1,6 +1,6 @@
 """Looks: a study that is changed after its answer was read tests again, and its level has to last for that."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from finetrap import stats
@@ -59,8 +59,7 @@ class LookAt(NamedTuple):
 def look_at(study: Study, plan: Plan, store: Store, model: str, task: str) -> LookAt:
     """The look that an answer about a model and task is by now."""
     asked = _asked(study, plan, store, model, task)
-    answers = [answered for answered in store.answers() if (answered.model, answered.task) == (model, task)]
-    looks = _looks(answers)
+    looks = _looks(store, model, task)
     target, retention = _place(looks, asked.evaluated, {}), _place(looks, asked.evaluated, asked.retention)
     left_out = tuple(dict.fromkeys(arm for look in looks for arm in look.evaluated if arm not in asked.evaluated))
     look = _look(study, looks, target)._replace(left_out=left_out)
@@ -96,18 +95,19 @@ def log_answers(study: Study, plan: Plan, store: Store) -> None:
         if any(store.evaluation(trial, evaluation) is None for trial, evaluation in targets):
             continue
         asked = _asked(study, plan, store, model, task)
-        looks = _looks(answered for answered in store.answers() if (answered.model, answered.task) == (model, task))
+        looks = _looks(store, model, task)
         place = _place(looks, asked.evaluated, asked.retention)
         if place == len(looks) or _joined(looks[place], asked) != looks[place]:
             store.log_answer(asked.model_copy(update={"alpha": _look(study, looks, place).alpha}))
 
 
-def _looks(answers: Iterable[Answered]) -> list[Answered]:
+def _looks(store: Store, model: str, task: str) -> list[Answered]:
     """One of each look: an answer that only adds arms or retention tasks belongs to the look that it adds to."""
     looks: list[Answered] = []
-    for answered in answers:
-        place = _place(looks, answered.evaluated, answered.retention)
-        looks[place:] = [_joined(looks[place], answered), *looks[place + 1 :]] if place < len(looks) else [answered]
+    for answered in store.answers():
+        if (answered.model, answered.task) == (model, task):
+            place = _place(looks, answered.evaluated, answered.retention)
+            looks[place : place + 1] = [_joined(looks[place], answered) if place < len(looks) else answered]
     return looks
 
 
@@ -115,8 +115,8 @@ def _joined(look: Answered, added: Answered) -> Answered:
     """A look with what it lacks."""
     return look.model_copy(
         update={
-            "evaluated": {**added.evaluated, **look.evaluated},
-            "retention": {**added.retention, **look.retention},
+            "evaluated": {**look.evaluated, **added.evaluated},
+            "retention": {**look.retention, **added.retention},
             "claims": added.claims if look.claims is None else look.claims,
         }
     )
