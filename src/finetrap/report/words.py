@@ -54,8 +54,8 @@ def in_words(arm: ArmResult) -> str | None:
         "gain": f"{measured} against the untouched model, {corrected}.",
         "harm": f"{measured} against the untouched model, {corrected}.",
         "no_difference": f"{measured}; a difference of {100 * versus.margin:g} points or more is ruled out.",
-        "format_only": f"{measured}, but not by every way of reading an answer: the format was "
-        f"{'learned' if found.delta > 0 else 'lost'}, and no more is shown.",
+        "format_only": f"{measured}, but not by every way of reading an answer: "
+        f"{'the format was learned' if found.delta > 0 else 'the form of its answers changed'}, and no more is shown.",
         "undecided": f"{measured}; neither a difference is shown nor is one ruled out. {what_would_decide(versus)}",
         "floor": f"{measured}; neither it nor the untouched model is above the trivial answer, so that a difference "
         f"between them means nothing.",
