@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy.optimize import brentq
 from scipy.stats import t
 from support import SMALL, called, study_file
 from test_answer import Records, _first, _target_rows
@@ -215,6 +216,38 @@ def test_arms_that_are_not_done_are_named_and_leave_a_claim_undetermined() -> No
         assert "there are no scores of 'lora' on gsm8k yet" in result.evidence[1]
 
 
+def test_a_mean_that_cannot_be_taken_says_why() -> None:
+    floor = {"zero_shot": 0.02, "full": 0.02, "lora": 0.025}
+    gone = Cell(MODELS[1], "gsm8k", {})
+    for cells, why in (
+        ([cell(floor)], "The mean cannot be taken: nothing is above the floor."),
+        ([cell(TRUE), gone], "The mean cannot be taken: something is missing."),
+    ):
+        result = one(cells, **{"for": "mean"})
+        assert (result.verdict, result.p, result.p_adjusted) == ("undetermined", None, None)
+        assert result.evidence[-1] == why
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.06, 0.15])
+def test_an_equivalence_is_two_one_sided_tests_of_its_margin(margin: float) -> None:
+    compared = cell({"lora": 0.45})
+    arms = tables(compared)
+    pool = stats.pool_seeds([table for table in arms.values() if table.shape[1] > 1])
+    found = stats.difference(arms["lora"], arms["full"], pool)
+
+    def beyond(centre: float) -> float:
+        """One-sided p of a centre above 0: the level whose one-sided interval just reaches it."""
+        level = brentq(lambda alpha: found.half_width(2 * alpha) - abs(centre), 1e-12, 0.5 - 1e-12)
+        return level if centre > 0 else 1 - level
+
+    inside = max(beyond(margin - found.centre), beyond(margin + found.centre))
+    outside = min(1.0, 2 * min(beyond(found.centre - margin), beyond(-found.centre - margin)))
+    result = one([compared], type="equivalence", margin=margin)
+    assert result.p == pytest.approx(min(inside, outside), abs=1e-9)
+    said = ("supported" if inside < outside else "refuted") if min(inside, outside) < 0.05 else "undetermined"
+    assert result.verdict == said
+
+
 def test_what_only_the_format_explains_decides_nothing() -> None:
     accuracy = {"lora": 0.6, "full": 0.3}
     same, other = {"anywhere": accuracy}, {"anywhere": {"lora": 0.3, "full": 0.6}}
@@ -348,6 +381,30 @@ def test_with_too_few_seeds_the_other_rules_are_of_the_first_seeds_too(tmp_path:
     two = _filled(tmp_path / "two", {"lora": [100, 20], "full": [80, 80]}).results(**CLAIMED).claims
     assert [claim.verdict for claim in alone] == ["supported"]
     assert two == alone
+
+
+def test_claims_are_about_the_target_s_items_alone(tmp_path: Path) -> None:
+    more = Records(tmp_path / "more")
+    for arm, right in (("constant", 4), ("lora", 100), ("full", 80)):
+        more.add(arm, arm, _target_rows(_first(right, 200)), hellaswag=_first(10, 50))
+    alone = _filled(tmp_path / "alone", {"lora": [100], "full": [80]})
+    expected, found = (judge([make_claim(ORDERING)], cells_of(r.plan(), r.store)) for r in (alone, more))
+    assert found == expected
+
+
+@pytest.mark.parametrize(("states_format", "verdict"), [(True, "undetermined"), (False, "supported")])
+def test_a_format_that_is_not_taught_decides_no_claim(tmp_path: Path, states_format: bool, verdict: str) -> None:
+    records = Records(tmp_path)
+    for arm, right, formatted in (("constant", 4, 4), ("lora", 100, 0), ("full", 60, 10)):
+        records.add(arm, arm, _target_rows(_first(right, 200), strict=_first(formatted, 200)))
+    (claim,) = records.results(states_format=states_format, **CLAIMED).claims
+    assert claim.verdict == verdict
+
+
+def test_every_way_of_reading_is_asked_of_both_arms() -> None:
+    # By the other rule full has what lora has, or lora what full has: no sign at all.
+    for reading in ({"lora": 0.6, "full": 0.6}, {"lora": 0.3, "full": 0.3}):
+        assert one([cell(TRUE, rules={"anywhere": reading})]).verdict == "undetermined"
 
 
 def test_the_arms_that_rescue_another_tell_claims_nothing(tmp_path: Path) -> None:

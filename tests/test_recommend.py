@@ -290,6 +290,15 @@ def test_over_seeds_the_bound_is_that_of_recipes_and_seeds_may_decide() -> None:
     )
 
 
+def test_two_seeds_of_four_arms_are_recipes() -> None:
+    arms = {"lora": right(290, 310), "full": right(280, 296), "dora": right(270, 280), "few_shot": right(200, 215)}
+    found = recommended(arms)
+    pool = pool_of({"constant": right(40), "zero_shot": right(120), **arms})
+    tables = {"zero_shot": right(120).first, **{name: arm.table for name, arm in arms.items()}}
+    assert found.estimand == "recipe"
+    assert found.regret_upper == pytest.approx(stats.regret_bounds(tables, pool)[found.leader or ""])
+
+
 def seeded(rng: np.random.Generator, accuracy: float, sd: float) -> Scored:
     """Three seeds of an arm, each a little better or worse than the others."""
     difficulty = rng.random((N, 1)) + rng.normal(0, 0.1, (N, 3))
