@@ -75,8 +75,10 @@ def test_committed_results_follow_the_schema(path: Path) -> None:
 
 
 def test_every_record_is_listed_and_those_that_pages_speak_of_are_there() -> None:
-    folders = {path.name for path in (DOCS / "results").iterdir() if path.is_dir()}
-    assert folders == {path.parent.name for path in RESULTS}
+    # A study that is still running has records and no results.
+    begun = [path for path in (DOCS / "results").iterdir() if path.is_dir()]
+    assert all((path / "plan.json").is_file() for path in begun)
+    folders = {path.parent.name for path in RESULTS}
     assert {"demo", "tickets", "smollm2_gsm8k_quick", "gemma_gsm8k_quick"} <= folders
     listed = (DOCS / "results" / "index.md").read_text()
     headings = re.findall(r"^## (.+)$", listed, re.MULTILINE)
