@@ -7,7 +7,9 @@ from typing import Any
 
 from generator.markdown import table
 
-TRUTH = Path(__file__).parent.parent.parent / "bench" / "results" / "truth.json"
+BENCH = Path(__file__).parent.parent.parent / "bench" / "results"
+TRUTH = BENCH / "truth.json"
+MUTATION = BENCH / "mutation.json"
 Row = dict[str, Any]
 NUMBERS = {
     "coverage_min": "least coverage of 95% intervals of differences, any cell",
@@ -42,7 +44,28 @@ def statistics_blocks(path: Path = TRUTH) -> dict[str, str]:
         "ceilings": _ceilings,
         "looks": _looks,
     }
-    return {name: _made(maker, file["cells"]) if file else "" for name, maker in makers.items()}
+    blocks = {name: _made(maker, file["cells"]) if file else "" for name, maker in makers.items()}
+    return {**blocks, "mutants": mutants()}
+
+
+def mutants(path: Path = MUTATION) -> str:
+    """By module, how many mutants the tests were run against, and the share that they noticed."""
+    if not path.is_file():
+        return ""
+    file = json.loads(path.read_text())
+    rows = [
+        (f"`finetrap.{name}`", f"{found['killed'] + found['survived']} of {found['mutants']}", f"{found['share']:.1%}")
+        for name, found in file["modules"].items()
+    ]
+    run, all_ = (sum(f(m) for m in file["modules"].values()) for f in (_run, lambda m: m["mutants"]))
+    rows.append(("all", f"{run} of {all_}", f"{file['share']:.1%}"))
+    shown = table(("module", "mutants run", "noticed"), rows)
+    return f"{shown}\n\n{file['tool']}, {file['date'][:10]}, {file['machine']}. Each survivor is in the file."
+
+
+def _run(module: Row) -> int:
+    found: int = module["killed"] + module["survived"]
+    return found
 
 
 def _made(maker: Callable[[Sequence[Row]], str], rows: Sequence[Row]) -> str:
