@@ -228,6 +228,7 @@ def test_the_final_answer_is_what_a_careful_reader_would_name(text, answer):
         ("1/3", "2/6", True),
         ("5", "-5", False),
         ("0.25", "25%", False),
+        ("0.29", "2/7", True),  # 0.2857...: off by 0.43 of the last digit
     ],
 )
 def test_answers_agree_exactly_or_as_the_rounding_of_what_no_decimal_can_say(one, other, same):
@@ -249,6 +250,8 @@ def test_the_stated_answer_counts_before_everything_else():
         ("10 / 4 = 2.5, rounded 3", None),
         ("The answer is three apples.", "3"),
         ("The answer is one, the 3rd of them.", None),
+        ("First 2 + 2 = 4.\nThen 4 + 5 = 9.\nI hope this helps the 3 of you!", "9"),
+        ("So he has 9. That leaves none. She is glad.", "9"),
     ],
 )
 def test_what_stands_behind_an_equation_has_to_agree_where_it_says_that_it_is(text, answer):
@@ -267,6 +270,11 @@ def test_a_stated_fraction_equals_its_decimal():
 def test_without_the_stated_format_the_final_answer_counts():
     verdict = score_final("So 5 people get 4 apples each, as 20 / 5 = 4.", "4")
     assert verdict == Verdict("4", correct=True, strict=False, anywhere=True, formatted=False)
+
+
+def test_where_no_final_answer_is_found_the_last_number_counts_and_not_before():
+    assert score_final("10 / 4 = 2.5, rounded 3", "3").extracted == "3"
+    assert score_final("The answer is 7, since 12 were there.", "7").extracted == "7"
 
 
 def test_gold_that_is_not_the_answer_is_anywhere_only():

@@ -337,7 +337,10 @@ def test_what_would_decide_between_recipes_is_said_of_items_and_of_seeds(seed: i
 def test_more_items_than_there_are_are_not_asked_for_where_seeds_would_do() -> None:
     rng = np.random.default_rng(2)
     arms = {name: Scored((rng.random((N, 3)) < p).astype(float)) for name, p in (("lora", 0.75), ("full", 0.74))}
-    assert recommended(arms).next_step.startswith("About 1,600 test items or about 8 seeds would decide")
+    assert recommended(arms).next_step == (
+        "About 1,600 test items or about 8 seeds would decide if the scores stay as they are (now 400 items): raise "
+        "--limit-test or --seeds, which re-uses the weights that are kept; or accept a wider margin."
+    )
     assert recommended(arms, available=1000).next_step == (
         "About 8 seeds would decide if the scores stay as they are (now 400 items): raise --seeds; or accept a wider "
         "margin."
