@@ -354,6 +354,8 @@ def test_how_far_a_model_moved_is_read_twice_and_not_generated(left: Left, tiny_
     assert more == pytest.approx(4 * weights * 2 * _tokens(texts))
     # The untouched model did not.
     assert left("zero_shot", retention=["divergence"]) == left("zero_shot")
+    both, one = (left("lora", retention=[*first, "wikitext2"]).seconds for first in (["divergence"], []))
+    assert both - one == pytest.approx(more)
 
 
 def test_answers_that_are_generated_and_shots_in_front_of_them_take_time(
