@@ -117,12 +117,13 @@ def test_a_verdict_says_how_sure_it_is_and_what_would_decide(arm: str, said: str
 
 def test_of_a_checkpoint_it_is_said_what_would_decide(arms: dict[str, ArmResult]) -> None:
     arm = arms["few_shot"]
-    assert arm.vs_zero_shot is not None
+    versus = arm.vs_zero_shot
+    assert versus is not None
 
     def said(**needed: int | None) -> str:
-        artifact = arm.vs_zero_shot.artifact.model_copy(update=needed)  # type: ignore[union-attr]
-        versus = arm.vs_zero_shot.model_copy(update={"artifact": artifact})  # type: ignore[union-attr]
-        return in_words(arm.model_copy(update={"vs_zero_shot": versus})) or ""
+        artifact = versus.artifact.model_copy(update=needed)
+        changed = versus.model_copy(update={"artifact": artifact})
+        return in_words(arm.model_copy(update={"vs_zero_shot": changed})) or ""
 
     decides = said(items_needed=5300, items_to_rule_out=None)
     assert "About 5,300 test items would decide, if the scores stay as they are." in decides
