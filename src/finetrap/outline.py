@@ -14,14 +14,14 @@ from finetrap.config import ModelSpec, Study
 from finetrap.data import Splits
 from finetrap.method import PRIOR_WIDTH, Arm
 from finetrap.models import Source, find, on_this_machine
-from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, most_disk_bytes, plan
+from finetrap.plan import Estimate, TaskItems, estimate, load_tasks, measured_flops, most_disk_bytes
 from finetrap.presets import PRESETS
 from finetrap.records import ModelRecord, Planned
 from finetrap.rows.read import here as data_here
 from finetrap.size import in_words, seconds_of, sized_text
 from finetrap.store import Store
 from finetrap.task import Example, HubData, Split, Task
-from finetrap.tune import search_of, tuning_of
+from finetrap.tune import Search, plan_with_tuning, search_of
 
 BYTES_A_WEIGHT = 2
 """Of the presets on the Hub: all are stored in bfloat16."""
@@ -88,18 +88,12 @@ def _sketched(
     device = choose_device(study.device)
     dtype = str(choose_dtype(study.dtype, device)).removeprefix("torch.")
     flops = measured_flops(dtype=dtype, device=device)
-    candidates: list[Planned] = []
 
-    def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
+    def search(source: Source, items: TaskItems, arm: Arm) -> Search | None:
         # The width decides which rates are tried, and not how many.
-        search = search_of(arm, study.tune, width=PRIOR_WIDTH)
-        if search is None:
-            return arm
-        tuning = tuning_of(sketch, source, items, arm, search, dtype=dtype, store=store)
-        candidates.extend(tuning.candidates)
-        return tuning.arm
+        return search_of(arm, study.tune, width=PRIOR_WIDTH)
 
-    planned = plan(sketch, sources, items, dtype=dtype, settled=settled)
+    candidates, planned = plan_with_tuning(sketch, sources, items, search, dtype=dtype, store=store)
     return [(p, estimate(sketch, p, items[p.trial.task], store, flops)) for p in (*candidates, *planned)]
 
 

@@ -19,7 +19,6 @@ from finetrap.plan import (
     load_tasks,
     measured_flops,
     missing,
-    plan,
     plan_arms,
     task_record,
     test_items,
@@ -28,7 +27,7 @@ from finetrap.records import TUNING_SEED, Plan, Planned
 from finetrap.rescue import rescue_arms
 from finetrap.size import Size, fit, seconds_of
 from finetrap.store import Store
-from finetrap.tune import Search, search_of, tuning_of
+from finetrap.tune import Search, plan_with_tuning, search_of
 
 LONGEST = 20
 """Questions in front of which shots are tried for room: those of the most characters."""
@@ -137,17 +136,14 @@ def _speeds(study: Study, sources: Sequence[Source], device: str, dtype: str) ->
 
 def planned_anew(prepared: Prepared) -> Prepared:
     """The plan as the records now make it: with what tuning has chosen by now, and rescues of what has done harm."""
-    study, candidates = prepared.study, list[Planned]()
+    study = prepared.study
 
-    def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
-        search = prepared.searches.get((source.record.label, items.task.name, arm.name))
-        if search is None:
-            return arm
-        tuning = tuning_of(study, source, items, arm, search, dtype=prepared.dtype, store=prepared.store)
-        candidates.extend(tuning.candidates)
-        return tuning.arm
+    def search(source: Source, items: TaskItems, arm: Arm) -> Search | None:
+        return prepared.searches.get((source.record.label, items.task.name, arm.name))
 
-    planned = plan(study, prepared.sources, prepared.tasks, dtype=prepared.dtype, settled=settled)
+    candidates, planned = plan_with_tuning(
+        study, prepared.sources, prepared.tasks, search, dtype=prepared.dtype, store=prepared.store
+    )
     resolved = prepared.plan.model_copy(update={"planned": tuple(planned), "candidates": tuple(candidates)})
     prepared = prepared._replace(plan=resolved)
     if study.rescue and (rescues := _rescues(prepared)):

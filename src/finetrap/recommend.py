@@ -35,7 +35,7 @@ def _turning_point(chosen: ArmResult, good: Sequence[ArmResult], *, queries: int
     for other in fixed:
         if each[other] != each[chosen.arm]:
             turn = (fixed[other] - fixed[chosen.arm]) / (each[chosen.arm] - each[other])
-            if turn > 0 and math.isfinite(turn):
+            if turn > 0:
                 turns.append((abs(math.log(turn / max(queries, 1))), turn, other))
     if not turns:
         return ""

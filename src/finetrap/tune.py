@@ -15,7 +15,7 @@ from typing import NamedTuple
 from finetrap.config import Study, Tune
 from finetrap.method import Arm, Setting, build, choices, is_trained, learning_rate_prior, tunable
 from finetrap.models import Source
-from finetrap.plan import TaskItems, evaluation_of, trial_of
+from finetrap.plan import TaskItems, evaluation_of, plan, trial_of
 from finetrap.records import TUNING_SEED, Plan, Planned
 from finetrap.results import ArmResult, TuningCandidate
 from finetrap.store import Store
@@ -177,6 +177,29 @@ def tuning_of(
     return Tuning(tuple(candidates), following, settled)
 
 
+def plan_with_tuning(
+    study: Study,
+    sources: Sequence[Source],
+    tasks: dict[str, TaskItems],
+    search: Callable[[Source, TaskItems, Arm], Search | None],
+    *,
+    dtype: str,
+    store: Store,
+) -> tuple[list[Planned], list[Planned]]:
+    """The candidates of every arm that `search` looks for, and every final trial with what they have chosen by now."""
+    candidates: list[Planned] = []
+
+    def settled(source: Source, items: TaskItems, arm: Arm) -> Arm | None:
+        found = search(source, items, arm)
+        if found is None:
+            return arm
+        tuning = tuning_of(study, source, items, arm, found, dtype=dtype, store=store)
+        candidates.extend(tuning.candidates)
+        return tuning.arm
+
+    return candidates, plan(study, sources, tasks, dtype=dtype, settled=settled)
+
+
 def _candidate(
     study: Study, source: Source, items: TaskItems, arm: Arm, search: Search, value: Setting, rung: int, *, dtype: str
 ) -> Planned:
@@ -223,7 +246,8 @@ def with_tuning(arm: ArmResult, plan: Plan, store: Store) -> ArmResult:
         )
         for candidate in tried
     ]
-    owed = tried or _tried_of(str(arm.rescue_of or arm.hyperparameters.get("of")), arm, plan, store)
+    parent = arm.rescue_of or arm.hyperparameters.get("of")
+    owed = tried if parent is None or tried else _tried_of(str(parent), arm, plan, store)
     if not owed:
         return arm
     cost = arm.cost.model_copy(
