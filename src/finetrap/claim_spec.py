@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from finetrap.errors import StudyError, unknown
-from finetrap.records import Input
+from finetrap.user_input import Input
 
 Quantifier = Literal["all", "any", "most", "mean"]
 

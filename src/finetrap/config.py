@@ -10,13 +10,14 @@ from pydantic import Field, field_validator, model_validator
 from finetrap.claim_spec import Names, check_claims
 from finetrap.errors import StudyError, unknown
 from finetrap.method import Arm, is_trained, parse_arm
-from finetrap.records import TUNING_SEED, Input, Sampled
+from finetrap.records import TUNING_SEED, Sampled
 from finetrap.rows.in_memory import shown_name
 from finetrap.rows.own_data import OwnData, own_task
 from finetrap.size import Size, check_size, with_size
 from finetrap.spelling import Bytes, Claims, Models, ModelSpec, Seeds, Tasks
 from finetrap.study_file import read_study_file
 from finetrap.task import LM_EVAL, Task, get_task, task
+from finetrap.user_input import Input
 
 if TYPE_CHECKING:
     from finetrap.results import Results

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from finetrap.errors import StudyError, unknown
 from finetrap.scoring import Outcome
 from finetrap.task import Example, Kind
 
@@ -27,30 +26,6 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-
-class Input(Record):
-    """What a user writes, in a file or in Python: what is wrong with it is a StudyError that says where."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _said_in_one_line(cls, values: Any, validate: Callable[[Any], "Input"]) -> "Input":
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        for key in values if isinstance(values, dict) else ():
-            if key not in known:
-                raise unknown("setting", str(key), known).at(key)
-        try:
-            return validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        seen = " ".join(repr(first["input"]).split())
-        seen = seen if len(seen) <= 80 else f"{seen[:80]}..."
-        if not name:
-            raise StudyError(f"expected the settings of {cls.__name__}, got {seen}.")
-        if first["type"] == "missing":
-            raise StudyError(f"'{name}' is missing.").at(*first["loc"])
-        raise StudyError(f"'{name}': {first['msg'].lower()}, got {seen}.").at(*first["loc"])
 
 
 def digest(value: object) -> str:

@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, Field
 
 from finetrap.claim_spec import Claim, as_tuple, make_claim
 from finetrap.errors import StudyError
-from finetrap.records import Input
 from finetrap.rows.in_memory import is_model, is_table, named_model
 from finetrap.rows.own_data import OwnData
+from finetrap.user_input import Input
 
 
 class ModelSpec(Input):

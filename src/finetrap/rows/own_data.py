@@ -10,13 +10,14 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BeforeValidator, Field, model_validator
 
 from finetrap.errors import StudyError
-from finetrap.records import Input, digest, slug
+from finetrap.records import digest, slug
 from finetrap.rows.duplicates import carve
 from finetrap.rows.examples import Parsed, is_chat, parse
 from finetrap.rows.in_memory import named_table
 from finetrap.rows.read import Row
 from finetrap.scoring import AnswerError, check_scorer, make_scorer, scorer
 from finetrap.task import Example, Kind, Split, Task, task
+from finetrap.user_input import Input
 
 TEST_SHARE = 0.2
 """Of the rows, cut off where no test set is given."""
