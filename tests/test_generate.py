@@ -9,6 +9,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import stats
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from finetrap.engine import captured as captured_module
+from finetrap.engine import decoding as decoding_module
 from finetrap.engine import generate as generate_module
 from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
 
@@ -185,6 +187,32 @@ def test_no_prompts_give_no_answers(tiny_model, tiny_tokenizer):
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny_tokenizer, family, shared, rows):
     # 40 tokens are more than Gemma's window of 8 here: most of the prefix is out of sight.
+    model = tiny_model(family)
+    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
+    stops = range(0, 256, 8)
+    results = generate_greedy(
+        model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows
+    )
+    assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+
+
+class StepsAsAGraphComputesThem:
+    """Without a GPU: rows and keys rounded up, the places that no answer is in filled with what was there last."""
+
+    def __init__(self, step, device, *, rows):
+        self.step, self.tokens = step, torch.zeros(rows, dtype=torch.long)
+
+    def __call__(self, tokens, extent):
+        self.tokens[: len(tokens)] = tokens
+        return self.step(self.tokens[: extent.rows], extent)
+
+
+@pytest.mark.parametrize("shared", [0, 5, 40])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_steps_of_a_fixed_extent_give_the_same_tokens(tiny_model, tiny_tokenizer, family, shared, rows, monkeypatch):
+    monkeypatch.setattr(decoding_module, "can_capture", lambda device: True)
+    monkeypatch.setattr(decoding_module, "CapturedSteps", StepsAsAGraphComputesThem)
+    monkeypatch.setattr(captured_module, "KEYS_AT_A_TIME", 8)
     model = tiny_model(family)
     prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
     stops = range(0, 256, 8)

@@ -7,9 +7,7 @@ import torch
 from tiny import make_model
 
 from finetrap import Study
-from finetrap.engine import attention as attention_module
-from finetrap.engine import loss as loss_module
-from finetrap.engine.attention import packed_attention_on
+from finetrap.engine.attention import PackedRow, packed_attention_on
 from finetrap.engine.decoding import Rows, decoding_attention_on
 from finetrap.engine.generate import generate_greedy
 from finetrap.engine.loss import CompletionLoss, TrainingRow
@@ -43,8 +41,8 @@ def _gradient(model: torch.nn.Module, rows: list[TrainingRow]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
-def test_half_precision_trains_as_float32_does(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Through the kernel for varying lengths, windows and grouped heads included, against blocks in float32.
+def test_kernels_train_as_blocks_do(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Those for varying lengths, windows and grouped heads included.
     torch.manual_seed(0)
     exact = make_model(family).cuda()
     with torch.no_grad():
@@ -55,14 +53,14 @@ def test_half_precision_trains_as_float32_does(family: str, monkeypatch: pytest.
         TrainingRow(torch.randint(10, 90, (length,), generator=generator).tolist(), length // 2)
         for length in (5, 60, 33, 17)
     ]
-    wanted = _gradient(exact, rows)
-    half = exact.bfloat16()
-    by_kernel = _gradient(half, rows)
-    for module in (attention_module, loss_module):
-        monkeypatch.setattr(module, "has_varlen_kernel", lambda device, dtype: False)
-    by_blocks = _gradient(half, rows)
-    rounding = (by_blocks - wanted).norm() / wanted.norm()
-    assert (by_kernel - wanted).norm() / wanted.norm() < 1.5 * rounding < 0.1
+    in_float32 = _gradient(exact, rows)
+    in_half = _gradient(exact.bfloat16(), rows)
+    monkeypatch.setattr(PackedRow, "is_plain", False)
+    in_half_by_blocks = _gradient(exact, rows)
+    wanted = _gradient(exact.float(), rows)
+    assert (in_float32 - wanted).norm() / wanted.norm() < 1e-5
+    rounding = (in_half_by_blocks - wanted).norm() / wanted.norm()
+    assert (in_half - wanted).norm() / wanted.norm() < 1.5 * rounding < 0.1
 
 
 def test_answers_on_a_gpu_are_those_of_generate(tiny_model, tiny_tokenizer) -> None:  # type: ignore[no-untyped-def]

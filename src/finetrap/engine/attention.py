@@ -4,8 +4,8 @@ Registered with Transformers' `AttentionInterface`, so that it serves every fami
 of model code. Each span of a row is attended to by itself, in blocks of queries, forward and backward
 written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are faster
 than torch's scaled dot product attention and its backward pass, and by far faster than one call with a
-block mask over the whole row. On CUDA in half precision, where each of many small products would wait for its
-launch, rows of plain causal sequences go through FlashAttention's kernel for varying lengths instead.
+block mask over the whole row. On CUDA, where each of many small products would wait for its launch, rows of plain
+causal sequences go through a kernel for varying lengths instead: FlashAttention's in half precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -210,8 +210,10 @@ def packed_attention(
     The dropout of attention weights that a few configurations ask for is left out.
     """
     scale = scaling if scaling is not None else query.shape[3] ** -0.5
-    if has_varlen_kernel(query.device, query.dtype) and packed.is_plain:
+    if packed.is_plain and has_varlen_kernel(query.device, query.dtype):
         return _varlen(query, key, value, packed, scale, sliding_window), None
+    if packed.is_plain and query.device.type == "cuda" and query.dtype == torch.float32:
+        return _varlen_float32(query, key, value, packed, scale, sliding_window), None
     blocks = packed.blocks(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     attended: Tensor = _PackedAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return attended, None
@@ -232,6 +234,35 @@ def _varlen(
         queries, keys, values, ends, ends, longest, longest, scale=scale, causal=True, window=window
     )
     return attended[None]
+
+
+def _varlen_float32(
+    query: Tensor, key: Tensor, value: Tensor, packed: PackedRow, scale: float, window: int | None
+) -> Float[Tensor, "1 tokens heads size"]:
+    """Likewise in float32, by the kernel after Rabe and Staats (arXiv:2112.05682), which knows no grouped heads."""
+    ends, longest = packed.ends
+    groups = query.shape[1] // key.shape[1]
+    queries, keys, values = (
+        part.transpose(1, 2)
+        for part in (query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1))
+    )
+    from_top_left = 1  # of the kernel's masks, the causal one
+    attended: Tensor = torch.ops.aten._efficient_attention_forward(
+        queries,
+        keys,
+        values,
+        None,
+        ends,
+        ends,
+        longest,
+        longest,
+        0.0,
+        from_top_left,
+        True,
+        scale=scale,
+        window_size=window,
+    )[0]
+    return attended
 
 
 def varlen_attention(

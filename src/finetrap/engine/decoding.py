@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetrap.engine.attention import PackedRow, Span, attend, attention_on, has_varlen_kernel, varlen_attention
+from finetrap.engine.captured import CapturedSteps, Extent, can_capture
 from finetrap.engine.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
@@ -36,6 +37,10 @@ class Rows:
         self.active = 0
         self.lengths: Int[Tensor, " rows"] = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.prefix_length = 0
+        self._known: list[int] = []
+        """The lengths of the rows in use once more, where reading them waits for no GPU."""
+        self._captured = CapturedSteps(self._step, model.device, rows=rows) if can_capture(model.device) else None
+        self._extent = Extent(0, 0)
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._reading: _Reading | None = None
@@ -55,24 +60,35 @@ class Rows:
         first = self.active
         self.active += len(prompts) * copies
         logits = self._read([(first + index * copies, prompt) for index, prompt in enumerate(prompts)])
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.lengths.device)
-        self.lengths[first : self.active] = lengths.repeat_interleave(copies)
+        self._known += [len(prompt) for prompt in prompts for _ in range(copies)]
+        self.lengths[first : self.active] = torch.tensor(self._known[first:], device=self.lengths.device)
         if copies > 1:
+            longest = max(map(len, prompts))
             for part in (part for parts in self._own.values() for part in parts):
-                of_prompts = part[first : self.active].view(-1, copies, *part.shape[1:])[:, :, :, : int(lengths.max())]
+                of_prompts = part[first : self.active].view(-1, copies, *part.shape[1:])[:, :, :, :longest]
                 of_prompts[:, 1:] = of_prompts[:, :1]
         return logits.repeat_interleave(copies, dim=0)
 
     def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocabulary"]:
         """Add a token to every row in use; logits of what comes next."""
+        extent = Extent(self.active, max(self._known) + 1)
+        if self._captured is None:
+            logits = self._step(tokens, extent)
+        else:
+            logits = self._captured(tokens, extent.rounded_up(self.rows, self.capacity))
+        self.lengths[: self.active] += 1
+        self._known = [length + 1 for length in self._known]
+        return logits[: self.active]
+
+    def _step(self, tokens: Int[Tensor, " rows"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
         self._seen = {}
+        self._extent = extent
         logits: Tensor = self.model(
             input_ids=tokens[:, None],
-            position_ids=(self.prefix_length + self.lengths[: self.active])[:, None],
+            position_ids=(self.prefix_length + self.lengths[: extent.rows])[:, None],
             use_cache=False,
             rows=self,
         ).logits
-        self.lengths[: self.active] += 1
         return logits[:, -1]
 
     def drop(self, rows: Collection[int]) -> list[int]:
@@ -89,12 +105,13 @@ class Rows:
         places = [place for place in range(left) if order[place] != place]
         if places:
             moved = [order[place] for place in places]
-            longest = int(self.lengths[moved].max())
+            longest = max(self._known[place] for place in moved)
             for keys, values in self._own.values():
                 for part in (keys, values):
                     part[places, :, :longest] = part[moved, :, :longest]
             self.lengths[places] = self.lengths[moved]
         self.active = left
+        self._known = [self._known[place] for place in order[:left]]
         return order[:left]
 
     def _read(self, sequences: Sequence[tuple[int, Sequence[int]]]) -> Float[Tensor, "sequences vocabulary"]:
@@ -156,13 +173,13 @@ class Rows:
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        active, heads, size = self.active, key.shape[1], value.shape[3]
+        rows, heads, size = self._extent.rows, key.shape[1], value.shape[3]
         seen = self._seen_by_step(window, query)
         keys, values = self._own_of(layer, key, value)
         keys[seen.rows, :, seen.lengths] = key[:, :, 0]
         values[seen.rows, :, seen.lengths] = value[:, :, 0]
         # The heads of a group stand where queries do, and share their keys.
-        grouped = query.view(active, heads, -1, query.shape[3])
+        grouped = query.view(rows, heads, -1, query.shape[3])
         parts = [
             _attention_with_lse(
                 grouped[part.rows], keys[part.rows, :, part.keys], values[part.rows, :, part.keys], part.bias, scale
@@ -171,18 +188,18 @@ class Rows:
         ]
         own = parts[0] if len(parts) == 1 else _Attended(*(torch.cat(same) for same in zip(*parts, strict=True)))
         if seen.prefix.start == seen.prefix.stop:
-            return own.attended.reshape(active, 1, -1, size)
+            return own.attended.reshape(rows, 1, -1, size)
         together = grouped.transpose(0, 1).reshape(1, heads, -1, query.shape[3])
         keys, values = (part[:, :, seen.prefix] for part in self._prefix[layer])
         bias = seen.prefix_bias
         if bias is not None:
             bias = bias[:, None].expand(-1, grouped.shape[2], -1).reshape(1, 1, -1, bias.shape[1])
         shared = _attention_with_lse(together, keys, values, bias, scale)
-        of_prefix = shared.attended.view(heads, active, -1, size).transpose(0, 1)
+        of_prefix = shared.attended.view(heads, rows, -1, size).transpose(0, 1)
         # Softmax over both parts (arXiv:2205.14135, section 3.1): each weighs exp(lse) of the whole.
-        share = torch.sigmoid(shared.lse.view(heads, active, -1).transpose(0, 1) - own.lse)[..., None]
+        share = torch.sigmoid(shared.lse.view(heads, rows, -1).transpose(0, 1) - own.lse)[..., None]
         merged = torch.lerp(own.attended.float(), of_prefix.float(), share)
-        return merged.to(value.dtype).reshape(active, 1, -1, size)
+        return merged.to(value.dtype).reshape(rows, 1, -1, size)
 
     def _own_of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._own:
@@ -195,26 +212,31 @@ class Rows:
     def _seen_by_step(self, window: int | None, like: Tensor) -> "_Seen":
         """What the next token of each row sees; the same in every layer of a step."""
         if window not in self._seen:
-            device, lengths, prefix = self.lengths.device, self.lengths[: self.active], self.prefix_length
-            known = lengths.tolist()
-            reach = max(known) + prefix + 1 if window is None else window
-            together = ROWS_TOGETHER if device.type == "cpu" else self.active
+            rows, keys = self._extent
+            device, lengths, prefix = self.lengths.device, self.lengths[:rows], self.prefix_length
+            reach = keys + prefix if window is None else window
+            together = ROWS_TOGETHER if device.type == "cpu" else rows
+
+            def span(of: slice) -> tuple[int, int]:
+                # A captured step computes the same keys whenever it is replayed, however far its rows have come.
+                return (min(self._known[of]), max(self._known[of])) if self._captured is None else (0, keys - 1)
 
             def part(start: int) -> _Part:
-                rows = slice(start, min(start + together, self.active))
-                keys = slice(max(0, min(known[rows]) + 1 - reach), max(known[rows]) + 1)
-                distance = lengths[rows, None] - torch.arange(keys.start, keys.stop, device=device)
+                of = slice(start, min(start + together, rows))
+                shortest, longest = span(of)
+                seen = slice(max(0, shortest + 1 - reach), longest + 1)
+                distance = lengths[of, None] - torch.arange(seen.start, seen.stop, device=device)
                 bias = _bias((distance >= 0) & (distance < reach), like)
-                return _Part(rows, keys, None if bias is None else bias[:, None, None])
+                return _Part(of, seen, None if bias is None else bias[:, None, None])
 
-            shared = slice(max(0, min(prefix, min(known) + prefix + 1 - reach)), prefix)
+            shared = slice(max(0, min(prefix, span(slice(0, rows))[0] + prefix + 1 - reach)), prefix)
             from_prefix = lengths[:, None] + prefix - torch.arange(shared.start, shared.stop, device=device)
             self._seen[window] = _Seen(
-                torch.arange(self.active, device=device),
+                torch.arange(rows, device=device),
                 lengths,
-                tuple(part(start) for start in range(0, self.active, together)),
+                tuple(part(start) for start in range(0, rows, together)),
                 shared,
-                _bias(from_prefix < reach, like),
+                _bias(from_prefix < reach, like) if window is not None else None,
             )
         return self._seen[window]
 
@@ -274,7 +296,7 @@ def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "ro
 
     Not minus infinity, since a row that sees nothing of the prefix would have no softmax.
     """
-    if bool(visible.all()):
+    if visible.device.type != "cuda" and bool(visible.all()):  # a GPU would have to be waited for
         return None
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min / 2)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from finetrap.cost import free_memory_bytes, is_out_of_memory
 from finetrap.engine import head
-from finetrap.engine.attention import by_token_budget, common_prefix, has_varlen_kernel, logits_at, pack_causal
+from finetrap.engine.attention import by_token_budget, common_prefix, logits_at, pack_causal
 
 T = TypeVar("T")
 
@@ -120,8 +120,8 @@ class CompletionLoss:
         """Nats of the completion tokens of some rows in all, one packed pass."""
         device = self.device
         # A chat template's system message, above all: computed once, its gradient that of all rows.
-        # The kernel of a GPU takes whole sequences, and saves more than that.
-        shares = len(rows) > 1 and not has_varlen_kernel(device, self.head.causal.dtype)
+        # The kernels of a GPU take whole sequences, and save more than that.
+        shares = len(rows) > 1 and device.type != "cuda"
         prefix = common_prefix([row.ids[: row.prompt_length] for row in rows]) if shares else 0
         packed = pack_causal([row.ids for row in rows], device, prefix=prefix)
         predicting: list[int] = []

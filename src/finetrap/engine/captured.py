@@ -1,0 +1,74 @@
+"""Decoding steps as CUDA graphs, each launched as one.
+
+A step of thirty thin layers is a thousand launches, which take longer than what they compute.
+
+A graph computes the same shapes at the same places whenever it is replayed. So a step is captured for a number of rows
+and of keys that are rounded up, and once for each such extent that answers pass through as they grow and end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+KEYS_AT_A_TIME = 128
+
+
+class Extent(NamedTuple):
+    """What a step computes: for the first `rows` rows, with their first `keys` keys."""
+
+    rows: int
+    keys: int
+
+    def rounded_up(self, rows: int, keys: int) -> "Extent":
+        """To a power of two and a multiple of `KEYS_AT_A_TIME`, within the most that there are."""
+        return Extent(
+            min(rows, 1 << (self.rows - 1).bit_length()),
+            min(keys, -(-self.keys // KEYS_AT_A_TIME) * KEYS_AT_A_TIME),
+        )
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether steps can be captured there."""
+    return device.type == "cuda"
+
+
+class CapturedSteps:
+    """Calls of a function of a step's tokens and its extent, captured on a GPU where it is called the first time."""
+
+    def __init__(
+        self,
+        step: Callable[[Int[Tensor, " rows"], Extent], Float[Tensor, "rows vocabulary"]],
+        device: torch.device,
+        *,
+        rows: int,
+    ) -> None:
+        self._step = step
+        self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
+        self._graphs: dict[Extent, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, tokens: Int[Tensor, " active"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of the extent's rows, those after `tokens` without meaning; good until the next call."""
+        self._tokens[: len(tokens)] = tokens
+        with torch.cuda.device(self._tokens.device):
+            if extent not in self._graphs:
+                self._graphs[extent] = self._capture(extent)
+            graph, logits = self._graphs[extent]
+            graph.replay()
+        return logits
+
+    def _capture(self, extent: Extent) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        tokens = self._tokens[: extent.rows]
+        # Kernels are loaded, and libraries ask for their workspace, when they are first called: not within a capture.
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self._step(tokens, extent)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=aside):
+            logits = self._step(tokens, extent)
+        return graph, logits
