@@ -54,10 +54,12 @@ def test_kernels_train_as_blocks_do(family: str, monkeypatch: pytest.MonkeyPatch
         for length in (5, 60, 33, 17)
     ]
     in_float32 = _gradient(exact, rows)
-    in_half = _gradient(exact.bfloat16(), rows)
-    monkeypatch.setattr(PackedRow, "is_plain", False)
-    in_half_by_blocks = _gradient(exact, rows)
-    wanted = _gradient(exact.float(), rows)
+    with monkeypatch.context() as blocks:
+        blocks.setattr(PackedRow, "is_plain", False)
+        wanted = _gradient(exact, rows)
+        half = exact.bfloat16()
+        in_half_by_blocks = _gradient(half, rows)
+    in_half = _gradient(half, rows)
     assert (in_float32 - wanted).norm() / wanted.norm() < 1e-5
     rounding = (in_half_by_blocks - wanted).norm() / wanted.norm()
     assert (in_half - wanted).norm() / wanted.norm() < 1.5 * rounding < 0.1
