@@ -162,6 +162,18 @@ def test_what_forgets_is_out_and_what_it_forgets_is_named() -> None:
         "it forgets: hellaswag -12.5 points, answers that are whole turns in chat -50.0 points"
     )
     assert reason(forgot(bits_per_byte_delta=-0.1, chat_format_delta=0.5)) == "it forgets: hellaswag -12.5 points"
+    # What the intervals do not show is named only where none of them shows anything.
+    unsure = {"hellaswag": RetentionTask(score=0.3, delta=-0.125, ci95=(-0.3, 0.05))}
+    assert reason(forgot(bits_per_byte_ci95=(0.2, 0.3), tasks=unsure)) == (
+        "it forgets: general text costs +0.25 bits a byte"
+    )
+    assert reason(forgot(bits_per_byte_ci95=(-0.1, 0.6), tasks=unsure)) == (
+        "it forgets: general text costs +0.25 bits a byte, hellaswag -12.5 points"
+    )
+    in_chat = {"chat_format_delta": -0.5, "chat_format_ci95": (-0.6, -0.4)}
+    assert reason(forgot(bits_per_byte_ci95=(-0.1, 0.6), tasks=unsure, **in_chat)) == (
+        "it forgets: answers that are whole turns in chat -50.0 points"
+    )
     assert reason(forgot(verdict="undecided")) is None
     # What is out may be the best: nothing is said to be close to it.
     found = recommended(arms, facts={"full": {"retention": forgot()}})
@@ -254,6 +266,9 @@ def test_an_undecided_study_says_how_many_items_would_decide() -> None:
     rounded = f"About {-(-items // 100) * 100:,} test items would decide if the scores stay as they are (now 400"
     assert found.next_step == (
         f"{rounded} items): raise --limit-test, which re-uses the weights that are kept; or accept a wider margin."
+    )
+    assert recommended(arms, keep="none").next_step == (
+        f"{rounded} items): raise --limit-test; or accept a wider margin."
     )
     assert recommended(arms, available=500).next_step == (
         f"{rounded}), more than the 500 that the task has; accept a wider margin, or another task."

@@ -138,7 +138,7 @@ def recommend(
             *why,
         ),
         regret_upper=bounds[leader],
-        next_step=_next_step(leader, compared, behind, pool, study.margin, level=level, available=available),
+        next_step=_next_step(leader, compared, behind, pool, study, level=level, available=available),
         leader=leader,
         prior_advice=prior_advice(by_name[leader].params, aligned=aligned),
     )
@@ -183,7 +183,7 @@ def _next_step(
     tables: Mapping[str, stats.Scores],
     behind: Sequence[str],
     pool: stats.SeedPool | None,
-    margin: float,
+    study: Study,
     *,
     level: float,
     available: int,
@@ -192,7 +192,7 @@ def _next_step(
     n = len(tables[leader])
     needed = []
     for other in behind:
-        room = margin - float(stats.difference(tables[other], tables[leader], pool).delta)
+        room = study.margin - float(stats.difference(tables[other], tables[leader], pool).delta)
         if room <= 0:
             return f"'{other}' scores higher than '{leader}' but is out: mend what does harm in it, and compare again."
         alpha = _level(tables, level)
@@ -214,7 +214,7 @@ def _next_step(
         )
     ways = " or ".join(way for way in (by_items, by_seeds) if way)
     options = " or ".join(option for way, option in ((by_items, "--limit-test"), (by_seeds, "--seeds")) if way)
-    kept = ", which re-uses the weights that are kept" if by_items else ""
+    kept = ", which re-uses the weights that are kept" if by_items and study.keep != "none" else ""
     return _sentence(
         f"{ways} would decide if the scores stay as they are (now {n:,} items): raise {options}{kept}; {wider}."
     )
@@ -239,12 +239,19 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     retention = arm.retention
     if retention is None or retention.verdict != "harm":
         return None
-    parts = []
+    lost: list[tuple[str, bool]] = []
+    """What is less than before, and whether its own interval says so."""
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
-        parts.append(f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte")
-    parts += [f"{name} {_points(t.delta, sign=True)} points" for name, t in retention.tasks.items() if t.delta < 0]
+        shown = retention.bits_per_byte_ci95 is None or retention.bits_per_byte_ci95[0] > 0
+        lost.append((f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte", shown))
+    for name, task in retention.tasks.items():
+        if task.delta < 0:
+            lost.append((f"{name} {_points(task.delta, sign=True)} points", task.ci95[1] < 0))
     if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
-        parts.append(f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points")
+        text = f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points"
+        lost.append((text, retention.chat_format_ci95 is None or retention.chat_format_ci95[1] < 0))
+    # The mean of several tasks may show a harm that none of them shows by itself.
+    parts = [text for text, shown in lost if shown] or [text for text, _ in lost]
     which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
     return f"it forgets{which}: {', '.join(parts)}"
 
