@@ -7,6 +7,7 @@ import torch
 from tiny import make_model
 
 from finetrap import Study
+from finetrap.engine import captured as captured_module
 from finetrap.engine.attention import PackedRow, packed_attention_on
 from finetrap.engine.decoding import Rows, decoding_attention_on
 from finetrap.engine.generate import generate_greedy
@@ -65,11 +66,16 @@ def test_kernels_train_as_blocks_do(family: str, monkeypatch: pytest.MonkeyPatch
     assert (in_half - wanted).norm() / wanted.norm() < 1.5 * rounding < 0.1
 
 
-def test_answers_on_a_gpu_are_those_of_generate(tiny_model, tiny_tokenizer) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("rows", [3, None])
+def test_answers_on_a_gpu_are_those_of_generate(  # type: ignore[no-untyped-def]
+    tiny_model, tiny_tokenizer, rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several graphs: answers outgrow the keys of one, and rows end and begin.
+    monkeypatch.setattr(captured_module, "KEYS_AT_A_TIME", 8)
     model = tiny_model().cuda()
     generator = torch.Generator().manual_seed(2)
     prompts = [[7, 8, 9, *torch.randint(10, 90, (n,), generator=generator).tolist()] for n in (3, 9, 5, 12)]
-    found = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=8, stop_tokens=[])
+    found = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=8, stop_tokens=[], rows_at_a_time=rows)
     for prompt, answer in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt], device="cuda")
         alone = model.generate(

@@ -47,7 +47,9 @@ class CapturedSteps:
     ) -> None:
         self._step = step
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
-        self._graphs: dict[Extent, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._logits: Float[Tensor, "rows vocabulary"] | None = None
+        """Where every graph leaves them: each would else keep a tensor of its own for as long as it may be replayed."""
+        self._graphs: dict[Extent, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, tokens: Int[Tensor, " active"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
@@ -56,19 +58,21 @@ class CapturedSteps:
         with torch.cuda.device(self._tokens.device):
             if extent not in self._graphs:
                 self._graphs[extent] = self._capture(extent)
-            graph, logits = self._graphs[extent]
-            graph.replay()
-        return logits
+            self._graphs[extent].replay()
+        assert self._logits is not None
+        return self._logits[: extent.rows]
 
-    def _capture(self, extent: Extent) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, extent: Extent) -> torch.cuda.CUDAGraph:
         tokens = self._tokens[: extent.rows]
         # Kernels are loaded, and libraries ask for their workspace, when they are first called: not within a capture.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            self._step(tokens, extent)
+            logits = self._step(tokens, extent)
         torch.cuda.current_stream().wait_stream(aside)
+        if self._logits is None:
+            self._logits = logits.new_empty(len(self._tokens), logits.shape[1])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=aside):
-            logits = self._step(tokens, extent)
-        return graph, logits
+            self._logits[: extent.rows].copy_(self._step(tokens, extent))
+        return graph
