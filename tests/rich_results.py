@@ -6,6 +6,7 @@ from typing import Any
 from finetrap.results import Results
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+ADVICE = "Prior advice, not evidence of this study: others advise adapters."
 CLAIM = "LoRA is above full fine-tuning on every aligned model."
 
 
@@ -64,6 +65,7 @@ def rich(results: Results) -> Results:
                 if place in places
             ]
     (recommendation,) = said["recommendations"]
+    recommendation["prior_advice"] = ADVICE
     recommendation["rescues"] = [
         {"arm": "half-careless", "of": "careless", "way": "half", "removes": True, "sentence": "half-way back helps."},
         {"arm": "dora", "of": "careless", "way": "lower", "removes": None, "sentence": "a lower rate may help."},

@@ -115,6 +115,8 @@ class Records:
         seed: int = 0,
         diverged: bool = False,
         model: str = "m",
+        environment: str = ENVIRONMENT.key,
+        rung: int | None = None,
     ) -> None:
         trial = _trial(arm, method, seed, model)
         rows = {_evaluation("target", "gsm8k", "generate", len(target)): target}
@@ -131,7 +133,7 @@ class Records:
                 peak_memory_bytes=1,
                 prompt_tokens=100,
                 output_tokens=100,
-                environment=ENVIRONMENT.key,
+                environment=environment,
                 finished=now(),
             )
             self.store.save_evaluation(trial, record, items)
@@ -150,7 +152,7 @@ class Records:
                 artifact_bytes=1,
             )
             self.store.save_training(trial, training, [])
-        self.planned.append(Planned(trial=trial, evaluations=tuple(rows)))
+        self.planned.append(Planned(trial=trial, evaluations=tuple(rows), rung=rung))
 
     def results(self, *, states_format: bool = True, **settings: object) -> Results:
         study = Study.model_validate({"models": "m", "tasks": "gsm8k", **settings})
@@ -161,7 +163,8 @@ class Records:
             command=None,
             environment=ENVIRONMENT,
             dropped_train_rows={},
-            planned=tuple(self.planned),
+            planned=tuple(p for p in self.planned if p.rung is None),
+            candidates=tuple(p for p in self.planned if p.rung is not None),
             tasks={
                 "gsm8k": TaskRecord(
                     rule="rule",
@@ -354,6 +357,7 @@ def test_retention_is_normalised_by_chance(records: Records) -> None:
     assert retention is not None
     assert retention.mean == pytest.approx((0.4 - 0.25) / 0.75)
     assert retention.delta == pytest.approx(-0.1 / 0.75)
+    assert not retention.tasks["hellaswag"].at_chance
     assert retention.tasks["hellaswag"].delta == pytest.approx(-0.1)
 
 
@@ -365,7 +369,7 @@ def test_a_general_task_at_chance_is_left_out_of_the_mean(records: Records) -> N
     assert retention is not None
     assert retention.mean is None
     assert retention.delta is None
-    assert "hellaswag" in retention.tasks
+    assert retention.tasks["hellaswag"].at_chance
 
 
 def test_arms_that_only_prompt_keep_all_by_construction(records: Records) -> None:
@@ -493,6 +497,16 @@ def test_an_arm_whose_seeds_are_far_apart_is_warned_of(records: Records) -> None
     warnings = [warning for warning in records.results(seeds=3).warnings if "between seeds" in warning]
     assert len(warnings) == 1
     assert warnings[0].startswith("wild on gsm8k")
+
+
+@pytest.mark.parametrize("rung", [None, 0])
+def test_records_of_several_environments_are_warned_of_those_of_tuning_too(records: Records, rung: int | None) -> None:
+    _references(records)
+    records.add("lora", "lora", _target_rows(_first(200)))
+    assert not any("environment" in warning for warning in records.results().warnings)
+    records.add("few_shot", "few_shot", _target_rows(_first(200)), environment="another", rung=rung)
+    (warning,) = (warning for warning in records.results().warnings if "environment" in warning)
+    assert warning.startswith("the records come from more than one environment")
 
 
 def test_undecided_comes_with_prior_advice_that_says_it_is_no_evidence(records: Records) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from rich_results import CLAIM
+from rich_results import ADVICE, CLAIM
 from support import page_of
 
 from finetrap.report.charts import NARROW, WIDE
@@ -161,6 +161,7 @@ def test_page_text_terminal_and_notebook_all_say_it(results: Results, rich_study
         assert CLAIM in shown
         assert "Yes: half-way back helps." in shown
         assert "over 3 seeds" in shown
+        assert ADVICE in shown
     for shown in (page, text):
         for wanted in ("KL, chat", "whole answers in chat", "tuning s", "How settings were chosen"):
             assert wanted in shown

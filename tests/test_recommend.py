@@ -112,7 +112,7 @@ def test_the_cheapest_arm_that_is_not_far_behind_is_taken() -> None:
     assert found.why == (
         "'lora' is the cheapest to own, over 50 queries, of the arms that lose at most 2.0 points against the best: "
         f"75.0%, at most {100 * bound:.1f} points behind.",
-        "Above the untouched model beyond doubt: lora +45.0, few_shot +45.0 points.",
+        "Shown to be above the untouched model: lora +45.0, few_shot +45.0 points.",
     )
     # 15,000 tokens of training are as dear as 900 more a query, 17 times.
     assert found.next_step == (

@@ -388,11 +388,34 @@ def test_harm_is_removed_where_it_is_ruled_out(
 ) -> None:
     parent = verdict(rescued.arm("careless"), task=harm[0], low=-0.5, retention=harm[1])
     arm = verdict(rescued.arm("careless+lower"), task=now[0], low=now[1], retention=now[2])
-    (found,) = rescues_of([parent, arm], margin=0.02)
+    (found,) = rescues_of([parent, arm], rescued.study)
     assert found.removes is removes
     (line,) = conclusions([found], [parent, arm])
     assert ("the learning rate did the harm" in line) == (removes is True)
     assert ("a lower learning rate does harm too" in line) == (removes is False)
+
+
+@pytest.mark.parametrize(
+    ("lost", "now", "removes"),
+    [
+        ((-0.6, -0.3), (-0.3, 0.1), None),  # a loss in chat was shown, and is not ruled out
+        ((-0.6, -0.3), (-0.01, 0.1), True),
+        ((-0.6, 0.1), (-0.3, 0.1), True),  # it was shown elsewhere
+        ((-0.6, -0.3), None, None),
+        (None, (-0.3, 0.1), True),
+    ],
+)
+def test_a_loss_in_chat_is_removed_where_it_is_ruled_out(
+    rescued: Rescued, lost: tuple[float, float] | None, now: tuple[float, float] | None, removes: bool | None
+) -> None:
+    def in_chat(arm: ArmResult, interval: tuple[float, float] | None) -> ArmResult:
+        assert arm.retention is not None
+        return arm.model_copy(update={"retention": arm.retention.model_copy(update={"chat_format_ci95": interval})})
+
+    parent = verdict(rescued.arm("careless"), task="gain", low=0.1, retention="harm")
+    arm = verdict(rescued.arm("careless+lower"), task="gain", low=0.1, retention="no_difference")
+    (found,) = rescues_of([in_chat(parent, lost), in_chat(arm, now)], rescued.study)
+    assert found.removes is removes
 
 
 def test_what_does_no_harm_is_not_rescued(rescued: Rescued) -> None:

@@ -264,6 +264,15 @@ def test_a_family_without_arms_or_without_its_reference_has_no_verdicts() -> Non
     assert versus_zero_shot({"a": _arm(10)}, margin=0.02) == {}
 
 
+def test_a_checkpoint_of_which_only_the_sign_is_shown_says_so() -> None:
+    # Holm's last arm is tested at 5%, and its interval holds for all eight.
+    arms = {"zero_shot": _arm(180), **{f"a{i}": _arm(280) for i in range(7)}, "b": _arm(187)}
+    found = versus_zero_shot(arms, margin=0.02)
+    low, high = found["b"].artifact.ci95_adjusted
+    assert (found["b"].verdict, found["b"].artifact.sign_only, low, high > 0) == ("gain", True, 0.0, True)
+    assert not found["a0"].artifact.sign_only
+
+
 def test_a_checkpoint_keeps_its_sign_by_its_own_seed() -> None:
     first, second = _arm(280).table, _arm(100).table
     both = np.concatenate([first, second], axis=1)

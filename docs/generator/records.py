@@ -31,7 +31,7 @@ def record_block(results: Results, folder: str) -> str:
             f"**{headline(recommendation)}**",
             why,
             f"{legend(arms)} From [its record]({folder}/results.json), which "
-            f"`{results.study['command']}` wrote on {date}: {machine(results.environment)}",
+            f"`{results.study['command']}` wrote on {date} under protocol {results.study['protocol']}: {machine(results.environment)}",
         ]
     )
 

@@ -14,7 +14,9 @@ Row = dict[str, Any]
 NUMBERS = {
     "coverage_min": "least coverage of 95% intervals of differences, any cell",
     "coverage_min_stress": "the same under stress",
-    "coverage_mean": "mean coverage",
+    "coverage_accuracy_min": "least coverage of 95% intervals of single accuracies, any cell",
+    "coverage_accuracy_min_stress": "the same under stress",
+    "coverage_mean": "mean coverage of differences",
     "width_ratio_to_oracle": "mean width over the oracle's, 3 seeds, arm against zero-shot",
     "familywise_error_max": "greatest family-wise error",
     "power_gap": "power that the oracle has more, mean",

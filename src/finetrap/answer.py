@@ -129,8 +129,11 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         for p in (*plan.candidates, *plan.planned)
         if (failure := store.failure(p.trial)) is not None and missing(p, store)
     )
-    records = [r for p in plan.planned for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
-    environments = {r.environment for r in records}
+    records, tuned_by = (
+        [r for p in several for e in p.evaluations if (r := store.evaluation(p.trial, e)) is not None]
+        for several in (plan.planned, plan.candidates)
+    )
+    environments = {r.environment for r in (*tuned_by, *records)}
     return Results(
         study={
             "name": study.name,

@@ -23,6 +23,8 @@ class Artifact(Record):
     """Tango's score interval; where answers are drawn, and scores fractions, Bonett and Price's."""
     ci95_adjusted: tuple[float, float]
     """The same, simultaneous over all arms of the model and task."""
+    sign_only: bool = False
+    """Holm's method shows the sign, and the adjusted interval no size: its near end was set to 0."""
     p: float
     """McNemar, the larger of mid-p and score; where answers are drawn, the one that agrees with the interval."""
     p_adjusted: float
@@ -98,6 +100,8 @@ class RetentionTask(Record):
     """After minus before."""
     ci95: tuple[float, float]
     """Of the delta: Tango's score interval."""
+    at_chance: bool = False
+    """The untouched model is not above chance on it: it has no part in the mean."""
 
 
 class Retention(Record):

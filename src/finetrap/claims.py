@@ -199,6 +199,8 @@ def _judge_case(claim: Claim, case: _Case) -> _Judged:
     low, high = _interval(estimate)
     ends = f"{_points(low)} to {_points(high)}"
     said = f"{case.label}: {claim.a} - {claim.b} {_points(estimate.delta)} points (95% interval {ends}; {sample})"
+    if isinstance(claim, Equivalence):
+        said = f"{said}, {_points(claim.margin).lstrip('+')} at most claimed"
     if case.void:
         return _Judged(1.0, 1.0, f"{said}; {case.void}")
     if isinstance(claim, Equivalence):

@@ -62,7 +62,7 @@ def recommend(
     recommended then, since the missing one may be the best, or the one that forgets. `alpha` is the level of this look.
     """
     by_name = {arm.arm: arm for arm in arms}
-    rescues = rescues_of(arms, margin=study.margin)
+    rescues = rescues_of(arms, study)
     candidates = [name for name in by_name if name != "constant"]
     dropped = {name: reason for name in candidates if (reason := _reason_to_drop(study, by_name[name]))}
     left = [name for name in candidates if name not in dropped]
@@ -242,14 +242,15 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     lost: list[tuple[str, bool]] = []
     """What is less than before, and whether its own interval says so."""
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
-        shown = retention.bits_per_byte_ci95 is None or retention.bits_per_byte_ci95[0] > 0
+        shown = retention.bits_per_byte_ci95 is None or retention.bits_per_byte_ci95[0] > study.bits_per_byte_tolerance
         lost.append((f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte", shown))
     for name, task in retention.tasks.items():
         if task.delta < 0:
             lost.append((f"{name} {_points(task.delta, sign=True)} points", task.ci95[1] < 0))
     if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
         text = f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points"
-        lost.append((text, retention.chat_format_ci95 is None or retention.chat_format_ci95[1] < 0))
+        shown = retention.chat_format_ci95 is None or retention.chat_format_ci95[1] < -study.forgetting_tolerance
+        lost.append((text, shown))
     # The mean of several tasks may show a harm that none of them shows by itself.
     parts = [text for text, shown in lost if shown] or [text for text, _ in lost]
     which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
@@ -264,7 +265,7 @@ def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, 
         deltas = [
             f"{name} {_points(v.decisive.delta, sign=True)}" for name in gains if (v := by_name[name].vs_zero_shot)
         ]
-        lines.append(f"Above the untouched model beyond doubt: {', '.join(deltas)} points.")
+        lines.append(f"Shown to be above the untouched model: {', '.join(deltas)} points.")
     formats = {
         name: v.decisive.delta
         for name in left

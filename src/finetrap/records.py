@@ -375,3 +375,5 @@ class Plan(Record):
     """Tuning: what was tried, and what is expected to be, in order."""
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
     """By name: the target tasks."""
+    estimated_seconds: float | None = None
+    """What all of it was estimated to take before anything was run."""

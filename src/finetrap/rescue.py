@@ -8,9 +8,10 @@ looking at the first one's verdicts: a family of its own, exploratory (docs/deci
 from collections.abc import Sequence
 from typing import Literal
 
+from finetrap.config import Study
 from finetrap.method import Arm, complete_settings, is_trained
 from finetrap.records import Planned
-from finetrap.results import ArmResult, Rescue
+from finetrap.results import ArmResult, Rescue, Retention
 
 Way = Literal["half", "lower", "replay"]
 
@@ -58,14 +59,14 @@ def _half(of: str) -> Arm:
     return Arm(f"{of}+half", "interpolated", complete_settings("interpolated", {"of": of, "weight": HALF}))
 
 
-def rescues_of(arms: Sequence[ArmResult], *, margin: float) -> tuple[Rescue, ...]:
+def rescues_of(arms: Sequence[ArmResult], study: Study) -> tuple[Rescue, ...]:
     """What came of the rescue arms of one model and task."""
     by_name = {arm.arm: arm for arm in arms}
     found = []
     for arm in arms:
         if arm.rescue_of is not None:
-            removes = _removes(arm, by_name[arm.rescue_of], margin)
             rescued = by_name[arm.rescue_of]
+            removes = _removes(arm, rescued, study)
             way = _way(arm, rescued)
             sentence = f"'{arm.arm}' ({_said_of(way, arm, rescued)}) {_SAID[removes]} '{rescued.arm}': {_now(arm)}."
             found.append(Rescue(arm=arm.arm, of=rescued.arm, way=way, removes=removes, sentence=sentence))
@@ -75,7 +76,7 @@ def rescues_of(arms: Sequence[ArmResult], *, margin: float) -> tuple[Rescue, ...
 _SAID = {True: "removes the harm of", False: "does harm as well as", None: "may remove the harm of"}
 
 
-def _removes(arm: ArmResult, rescued: ArmResult, margin: float) -> bool | None:
+def _removes(arm: ArmResult, rescued: ArmResult, study: Study) -> bool | None:
     """Whether the harm is gone: True where what was shown of the rescued arm is ruled out, False where some is there.
 
     Against the untouched model and not against the rescued arm, which was chosen for being low on these very items and
@@ -87,11 +88,21 @@ def _removes(arm: ArmResult, rescued: ArmResult, margin: float) -> bool | None:
         "task": arm.vs_zero_shot is not None
         and (
             arm.vs_zero_shot.verdict in ("gain", "no_difference")
-            or arm.vs_zero_shot.decisive.ci95_adjusted[0] > -margin
+            or arm.vs_zero_shot.decisive.ci95_adjusted[0] > -study.margin
         ),
-        "retention": arm.retention is not None and arm.retention.verdict == "no_difference",
+        "retention": arm.retention is not None
+        and arm.retention.verdict == "no_difference"
+        and _keeps_the_chat_format(arm.retention, rescued.retention, tolerance=study.forgetting_tolerance),
     }
     return True if all(ruled_out[where] for where in does_harm(rescued)) else None
+
+
+def _keeps_the_chat_format(after: Retention, rescued: Retention | None, *, tolerance: float) -> bool:
+    """Whether its loss is ruled out where it was shown: no verdict on retention rules it out by itself."""
+    lost = None if rescued is None else rescued.chat_format_ci95
+    if lost is None or lost[1] >= -tolerance:
+        return True
+    return after.chat_format_ci95 is not None and after.chat_format_ci95[0] > -tolerance
 
 
 def _way(arm: ArmResult, rescued: ArmResult) -> Way:

@@ -71,9 +71,12 @@ def retention_of(
         a, b = scores_of(rows), scores_of(before[name])
         unchanged = stats.Interval(0.0, 0.0)
         interval = unchanged if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
-        tasks[name] = RetentionTask(score=float(a.mean()), delta=float((a - b).mean()), ci95=interval)
         chance = float(np.mean([1 / len(row.loglikelihoods) for row in rows])) if rows[0].loglikelihoods else 0.0
-        if stats.wilson(float(b.mean()), len(b)).low > chance:
+        known = stats.wilson(float(b.mean()), len(b)).low > chance
+        tasks[name] = RetentionTask(
+            score=float(a.mean()), delta=float((a - b).mean()), ci95=interval, at_chance=not known
+        )
+        if known:
             differences.append(a - b)
             scales.append(1 / (1 - chance))
             normalised.append((float(a.mean()) - chance) / (1 - chance))
@@ -91,7 +94,7 @@ def retention_of(
         bits_per_byte_delta=bits_delta,
         bits_per_byte_ci95=bits_interval,
         **_divergence(moved),
-        **_chat_format(turns),
+        **_chat_format(turns, prompts_only),
         tasks=tasks,
     )
 
@@ -147,7 +150,7 @@ def _divergence(rows: Sequence[ItemRow]) -> dict[str, Any]:
     }
 
 
-def _chat_format(turns: Sequence[tuple[ItemRow, ItemRow]]) -> dict[str, Any]:
+def _chat_format(turns: Sequence[tuple[ItemRow, ItemRow]], unchanged: bool) -> dict[str, Any]:
     """The share of answers that are whole turns, after, and its difference to before."""
     if not turns:
         return {}
@@ -155,7 +158,9 @@ def _chat_format(turns: Sequence[tuple[ItemRow, ItemRow]]) -> dict[str, Any]:
     return {
         "chat_format": float(after.mean()),
         "chat_format_delta": float((after - before).mean()),
-        "chat_format_ci95": stats.tango(*stats.discordant(after, before), len(after)),
+        "chat_format_ci95": stats.Interval(0.0, 0.0)
+        if unchanged
+        else stats.tango(*stats.discordant(after, before), len(after)),
     }
 
 

@@ -75,6 +75,11 @@ class Store:
         """Whether a study was written here."""
         return (self.folder / "study.yaml").is_file()
 
+    @property
+    def planned(self) -> bool:
+        """Whether what the study needs was written here."""
+        return (self.folder / "plan.json").is_file()
+
     def check(self, study: Study) -> None:
         """Check that `study` may write here, without writing.
 
@@ -174,10 +179,9 @@ class Store:
         Raises:
             StudyError: it was never planned.
         """
-        path = self.folder / "plan.json"
-        if not path.is_file():
+        if not self.planned:
             raise StudyError(f"the study in {self.folder} has not started; run it.")
-        return read_record(Plan, path)
+        return read_record(Plan, self.folder / "plan.json")
 
     def _environment_path(self, key: str) -> Path:
         return self.folder / "environments" / f"{key[:12]}.json"

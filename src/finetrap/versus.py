@@ -113,10 +113,12 @@ def artifact_of(
     p_adjusted = found.p if p_adjusted is None else p_adjusted
     simultaneous = found.interval(alpha / family)
     show, rule_out = _to_decide(found, a, b, None, margin=margin, alpha=alpha / family, shown=p_adjusted < alpha)
+    interval, sign_only = stats.sign_only(simultaneous, p_adjusted, found.delta > 0, alpha=alpha)
     return Artifact(
         delta=found.delta,
         ci95=found.interval(stats.ALPHA),
-        ci95_adjusted=stats.sign_only(simultaneous, p_adjusted, found.delta > 0, alpha=alpha)[0],
+        ci95_adjusted=interval,
+        sign_only=sign_only,
         p=found.p,
         p_adjusted=p_adjusted,
         mde=stats.minimum_detectable_effect(a - b, alpha=alpha / family),

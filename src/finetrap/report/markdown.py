@@ -18,7 +18,7 @@ from finetrap.report.table import (
     retention_grid,
     tuning_grid,
 )
-from finetrap.report.words import claimed, in_words, rescued
+from finetrap.report.words import claimed, in_words, rescued, what_next
 from finetrap.results import ArmResult, Results
 from finetrap.store import Store
 
@@ -48,7 +48,7 @@ def _section(section: Section, store: Store) -> list[str]:
         f"**{escape(headline(recommendation))}**",
         "",
         *(f"- {escape(line)}" for line in recommendation.why),
-        f"- Next: {escape(recommendation.next_step)}",
+        *(f"- {escape(line)}" for line in what_next(recommendation)),
         "",
         markdown(arms_grid(arms)),
         "",

@@ -16,7 +16,7 @@ from finetrap.progress import Reporter
 from finetrap.report.charts import Chart
 from finetrap.report.sections import sections
 from finetrap.report.table import Grid, arms_grid, headline, legend
-from finetrap.report.words import claimed, in_words, rescued
+from finetrap.report.words import claimed, in_words, rescued, what_next
 from finetrap.results import Results
 
 SECONDS_BETWEEN_UPDATES = 0.5
@@ -101,7 +101,7 @@ def results_html(results: Results, report: Path | None) -> str:
     for section in sections(results):
         model, task, arms, recommendation = section.model, section.task, section.arms, section.recommendation
         parts.append(f"<p><b>{escape(headline(recommendation))}</b> {escape(task)} with {escape(model)}</p>")
-        parts.append(_items([*recommendation.why, f"Next: {recommendation.next_step}"]))
+        parts.append(_items([*recommendation.why, *what_next(recommendation)]))
         parts.append(_table(arms_grid(arms)))
         parts.append(f"<details><summary>What the columns mean</summary><p>{escape(legend(arms))}</p></details>")
         parts.append(_items([words for arm in arms if (words := in_words(arm))]))

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from finetrap.report.text_forest import text_forest
-from finetrap.report.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued
-from finetrap.results import ArmResult, OutOfDistribution, Recommendation, Results, Retention
+from finetrap.report.words import WORDS, claimed, ends, estimand, in_words, number, percent, points, rescued, what_next
+from finetrap.results import ArmResult, OutOfDistribution, Recommendation, Results, Retention, RetentionTask
 from finetrap.scoring import Outcome
 
 COLUMNS = ("arm", "accuracy (95% CI)", "vs zero-shot", "verdict", "retention", "bits/byte", "trained", "tokens/query")
@@ -124,7 +124,7 @@ def render(results: Results) -> RenderableType:
         parts += [table, Text(legend(arms), style="dim"), Text(), *_forest(arms)]
         parts += [Text(headline(recommendation), style="bold"), *(Text(f"  {why}") for why in recommendation.why)]
         parts += [Text(f"  {rescued(rescue)}") for rescue in recommendation.rescues]
-        parts += [Text(f"  Next: {recommendation.next_step}"), Text()]
+        parts += [*(Text(f"  {line}") for line in what_next(recommendation)), Text()]
     for claim in results.claims:
         parts += [Text(claimed(claim), style="bold"), *(Text(f"  {line}") for line in claim.evidence), Text()]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in results.warnings]
@@ -176,7 +176,7 @@ def retention_grid(arms: Sequence[ArmResult]) -> Grid:
     rows = []
     for arm, retention in shown:
         tasks = [retention.tasks[name] for name in names]
-        scores = [f"{percent(t.score)} ({points(t.delta)}; {points(t.ci95[0])} to {points(t.ci95[1])})" for t in tasks]
+        scores = [f"{percent(t.score)} ({points(t.delta)}; {ends(t.ci95)}{_at_chance(t)})" for t in tasks]
         bits = "-"
         if retention.bits_per_byte is not None and retention.bits_per_byte_delta is not None:
             bits = f"{retention.bits_per_byte:.3f} ({retention.bits_per_byte_delta:+.3f})"
@@ -184,6 +184,10 @@ def retention_grid(arms: Sequence[ArmResult]) -> Grid:
             (arm, retention.verdict.replace("_", " "), *scores, bits, *(cell(retention) for cell in more.values()))
         )
     return Grid(("arm", "verdict", *names, "bits/byte", *more), rows)
+
+
+def _at_chance(task: RetentionTask) -> str:
+    return "; at chance, not in the mean" if task.at_chance else ""
 
 
 def _more_retention(shown: Sequence[Retention]) -> dict[str, Callable[[Retention], str]]:

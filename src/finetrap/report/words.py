@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from finetrap.results import ArmResult, Artifact, ClaimResult, Recipe, Rescue, VersusZeroShot
+from finetrap.results import ArmResult, Artifact, ClaimResult, Recipe, Recommendation, Rescue, VersusZeroShot
 
 WORDS = {
     "gain": "gain",
@@ -35,6 +35,12 @@ def ends(interval: tuple[float, float]) -> str:
     return f"{points(interval[0])} to {points(interval[1])}"
 
 
+def what_next(recommendation: Recommendation) -> tuple[str, ...]:
+    """What would change the answer, and what others found where it is undecided, in lines."""
+    advice = recommendation.prior_advice
+    return (f"Next: {recommendation.next_step}", *((advice,) if advice else ()))
+
+
 def estimand(versus: VersusZeroShot) -> tuple[Literal["recipe", "artifact"], Recipe | Artifact]:
     """What the verdict is about: the way of adapting over seeds where that is known, else the first checkpoint."""
     return "artifact" if versus.recipe is None else "recipe", versus.decisive
@@ -62,7 +68,7 @@ def in_words(arm: ArmResult) -> str | None:
         "ceiling": f"{measured}; the untouched model leaves less to gain than the {100 * found.mde:.1f} points that "
         f"this study would find four times in five.",
     }[versus.verdict]
-    sign = " The sign is shown, the size is not." if isinstance(found, Recipe) and found.sign_only else ""
+    sign = " The sign is shown, the size is not." if found.sign_only else ""
     return f"{arm.arm}, {WORDS[versus.verdict]}: {said}{sign}"
 
 
