@@ -24,14 +24,14 @@ def record_block(results: Results, folder: str) -> str:
     """A record's table and recommendation; `folder` is where it lies, as seen from the page."""
     ((_, _, arms, recommendation),) = groups(results)
     why = "\n".join(f"- {line}" for line in (*recommendation.why, f"Next: {recommendation.next_step}"))
-    date = str(results.study["finished"])[:10]
+    date, protocol = str(results.study["finished"])[:10], results.study["protocol"]
     return "\n\n".join(
         [
             markdown(arms_grid(arms)),
             f"**{headline(recommendation)}**",
             why,
             f"{legend(arms)} From [its record]({folder}/results.json), which "
-            f"`{results.study['command']}` wrote on {date} under protocol {results.study['protocol']}: {machine(results.environment)}",
+            f"`{results.study['command']}` wrote on {date} under protocol {protocol}: {machine(results.environment)}",
         ]
     )
 
