@@ -24,7 +24,7 @@ from finetrap.results import (
     Retention,
     VersusZeroShot,
 )
-from finetrap.retention import mean, over_seeds, retention_of, samples_of
+from finetrap.retention import mean, over_seeds, retention_of, samples_of, scores_of
 from finetrap.store import Store
 from finetrap.tune import warnings_of, with_tuning
 from finetrap.versus import Scored, pairs, pool_of, scored_of, versus_zero_shot
@@ -58,8 +58,8 @@ class _Cell:
         return self.target[0]
 
     @property
-    def n(self) -> int:
-        """Items."""
+    def questions(self) -> int:
+        """Test items, or where they are groups all that is asked in them."""
         return len(self.first) // samples_of(self.first)
 
     @property
@@ -113,7 +113,7 @@ def build_results(study: Study, plan: Plan, store: Store) -> Results:
         tuned = [p.trial.arm for p in plan.candidates if (p.trial.model.label, p.trial.task) == (model, task)]
         # Where every candidate failed there is no final trial.
         incomplete += [arm for arm in dict.fromkeys(tuned) if arm not in cells]
-        available = plan.tasks[task].test_available if task in plan.tasks else done["zero_shot"].n
+        available = plan.tasks[task].test_available if task in plan.tasks else len(done["zero_shot"].scored.table)
         chosen = recommend(
             study,
             group,
@@ -230,7 +230,11 @@ def _arm_result(
     pool: stats.SeedPool | None,
 ) -> ArmResult:
     trial, every = cell.trial, [row for rows in cell.target for row in rows]
-    accuracy = float(np.mean([row.correct for row in every]))
+    table = cell.scored.table
+
+    def share(rule: str) -> float:
+        return mean([float(scores_of(rows, rule).mean()) for rows in cell.target])
+
     counts = Counter(row.outcome for row in every if row.outcome is not None)
     trainings = cell.trainings
     return ArmResult(
@@ -242,13 +246,14 @@ def _arm_result(
         hyperparameters=trial.settings,
         rescue_of=cell.rescue_of,
         seeds=tuple(p.trial.seed for p in cell.planned),
-        n_test=cell.n,
+        n_test=len(table),
+        n_questions=cell.questions if len(table) < cell.questions else None,
         sampled=_target(cell.planned[0]).sampled,
-        accuracy=accuracy,
-        ci95=stats.accuracy_interval(cell.scored.table, pool),
-        accuracy_strict=mean([bool(row.strict) for row in every]) if cell.states_format else None,
-        accuracy_raw=None if every[0].raw is None else mean([bool(row.raw) for row in every]),
-        format_rate=mean([bool(row.formatted) for row in every]) if cell.states_format else None,
+        accuracy=float(table.mean()),
+        ci95=stats.accuracy_interval(table, pool),
+        accuracy_strict=share("strict") if cell.states_format else None,
+        accuracy_raw=None if every[0].raw is None else share("raw"),
+        format_rate=share("formatted") if cell.states_format else None,
         macro_f1=mean([stats.macro_f1([(r.gold, r.extracted) for r in rows]) for rows in cell.target])
         if cell.task is not None and cell.task.classes
         else None,
@@ -275,7 +280,7 @@ def _fields(rows: Sequence[ItemRow]) -> dict[str, float]:
 def _cost(cell: _Cell) -> ArmCost:
     evaluations = [e for p in cell.planned if (e := cell.store.evaluation(p.trial, _target(p))) is not None]
     trainings = list(cell.trainings.values())
-    n = cell.n
+    n = cell.questions
     return ArmCost(
         trainable_params=max((t.trainable_parameters for t in trainings), default=0),
         train_tokens=round(mean([t.train_tokens for t in trainings])),

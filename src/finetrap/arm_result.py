@@ -234,6 +234,8 @@ class ArmResult(Record):
     """Those that are done."""
     n_test: int
     """Items, not items x seeds."""
+    n_questions: int | None = None
+    """All that is asked in them, where test items are groups of questions."""
     sampled: Sampled | None = None
     """How answers to test items were drawn, of whose scores accuracy is then the mean; null: the likeliest alone."""
     accuracy: float

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jinja2 import TemplateError
 
 from finetrap.errors import StudyError
-from finetrap.rows.duplicates import carve, normalise, sample
+from finetrap.rows.duplicates import carve, normalise, sample, sample_items
 from finetrap.task import Example, Split, Task, Turn
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _carved(task: Task) -> Splits:
 @lru_cache(maxsize=32)
 def load_test(task: Task, *, limit: int | None = None) -> TestSet:
     """The test examples of a task; the study logs each evaluation of them as a look."""
-    return TestSet(sample(task.load("test"), limit))
+    return TestSet(sample_items(task.load("test"), limit))
 
 
 def draw_shots(splits: Splits, shots: int, seed: int) -> tuple[Example, ...]:

@@ -40,6 +40,14 @@ def evaluate(
     loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked, *, progress: Progress
 ) -> list[ItemRow]:
     """Score every example, in order; where answers are drawn, an example has a row for each of them."""
+    rows = _rows(loaded, task, examples, asked, progress)
+    groups = {example.id: example.group for example in examples if example.group}
+    return [row.model_copy(update={"group": groups[row.id]}) if row.id in groups else row for row in rows]
+
+
+def _rows(
+    loaded: LoadedModel, task: Task, examples: Sequence[Example], asked: Asked, progress: Progress
+) -> list[ItemRow]:
     encoder = Encoder(loaded.tokenizer, task, chat=loaded.record.chat)
     if task.kind == "text":
         return _texts(loaded, encoder, examples, progress)

@@ -94,6 +94,7 @@ PromptField = Annotated[str | None, typer.Option(help="Column of the question. D
 AnswerField = Annotated[str | None, typer.Option(help="Column of the answer. Default: answer, or the last turn.")]
 CompletionField = Annotated[str | None, typer.Option(help="Column of the text to train on. Default: the answer.")]
 ChoicesField = Annotated[str | None, typer.Option(help="Column of the choices: makes it multiple choice.")]
+GroupField = Annotated[str | None, typer.Option(help="Column of what rows belong to: a group is one test item.")]
 PromptTemplate = Annotated[str | None, typer.Option(help="What is asked; {prompt} is the question, \\n a new line.")]
 System = Annotated[str | None, typer.Option(help="System message in front of every question.")]
 Score = Annotated[

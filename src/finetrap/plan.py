@@ -83,7 +83,7 @@ def task_record(study: Study, items: TaskItems) -> TaskRecord:
         classes=task.classes,
         train=len(items.splits.train),
         validation=len(items.splits.validation),
-        test_available=len(load_test(task).examples),
+        test_available=len({example.group or example.id for example in load_test(task).examples}),
         test_carved=task.carved,
     )
 

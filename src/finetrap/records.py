@@ -41,10 +41,11 @@ def items_digest(examples: Iterable[Example]) -> str:
 
 @lru_cache(maxsize=64)  # every trial of a study names the same few sets
 def _items_digest(examples: tuple[Example, ...]) -> str:
-    # Only where there are any: what was recorded before conversations came keeps its key.
+    # Turns and groups only where there are any: what was recorded before they came keeps its key.
     return digest(
         [
             [e.id, e.question, e.reference, e.gold, list(e.choices), *([list(e.turns)] if e.turns else [])]
+            + ([{"group": e.group}] if e.group else [])
             for e in examples
         ]
     )
@@ -178,6 +179,8 @@ class ItemRow(Record):
     id: str
     sample: int | None = None
     """Which of the item's drawn answers, from 0: they stand one after the other. None of the likeliest answer."""
+    group: str = ""
+    """What the question belongs to, where such groups are the test items."""
     prompt: str
     """First 16 hex digits of the SHA-256 of the prompt's text."""
     output: str = ""

@@ -17,8 +17,15 @@ RowsOfTasks = Mapping[str, Sequence[ItemRow]]
 
 
 def scores_of(rows: Sequence[ItemRow], rule: str = "correct") -> stats.Scores:
-    """One score an item, by the rule that decides or another one of `ItemRow`: of drawn answers the share right."""
+    """One score an item, by the rule that decides or another one of `ItemRow`.
+
+    Of drawn answers, and of the questions of a group, the share that is right.
+    """
     every = np.array([float(bool(getattr(row, rule))) for row in rows])
+    if any(row.group for row in rows):
+        of_item = np.unique([row.group or row.id for row in rows], return_inverse=True)[1]
+        shares: stats.Scores = np.bincount(of_item, weights=every) / np.bincount(of_item)
+        return shares
     share: stats.Scores = every.reshape(-1, samples_of(rows)).mean(axis=1)
     return share
 

@@ -43,6 +43,8 @@ class Example:
     """What was said before the question, where the example is a conversation."""
     apart: str = ""
     """What tells it from another example that asks the same: the choices, in data of one's own."""
+    group: str = ""
+    """What it belongs to, such as the text that it is a question on. Examples of one group are one test item."""
 
     @property
     def asked(self) -> str:

@@ -89,10 +89,16 @@ def rule_of(arms: Sequence[ArmResult]) -> str:
 def legend(arms: Sequence[ArmResult]) -> str:
     """What the columns mean."""
     return (
-        f"Accuracy: {rule_of(arms)}, on {arms[0].n_test} test items. vs zero-shot: points, with the interval that "
+        f"Accuracy: {rule_of(arms)}, on {_items_of(arms[0])}. vs zero-shot: points, with the interval that "
         f"holds for all arms at once. retention: change of general tasks in points, chance at 0. bits/byte: general "
         f"text, lower is better, with its change. {_about(arms)}"
     )
+
+
+def _items_of(arm: ArmResult) -> str:
+    if arm.n_questions is None:
+        return f"{arm.n_test} test items"
+    return f"{arm.n_test} test items, which are groups of {arm.n_questions} questions in all and count alike"
 
 
 def _about(arms: Sequence[ArmResult]) -> str:

@@ -25,8 +25,19 @@ def sample(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...
     return tuple(sorted(examples, key=lambda e: _uniform(f"order {e.id}"))[:limit])
 
 
+def sample_items(examples: Sequence[Example], limit: int | None) -> tuple[Example, ...]:
+    """All examples of the first `limit` test items in such an order: of examples, or of groups where there are any."""
+    items = sorted({_item(e) for e in examples}, key=lambda item: _uniform(f"order {item}"))
+    chosen = set(items[:limit])
+    return tuple(e for e in sample(examples, None) if _item(e) in chosen)
+
+
+def _item(example: Example) -> str:
+    return example.group or example.id
+
+
 def carve(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Example], list[Example]]:
-    """What is kept, and about `share` of it cut off; near-duplicates stay on one side.
+    """What is kept, and about `share` of it cut off; near-duplicates, and examples of one group, stay on one side.
 
     Neither is empty where there are two that are not alike.
     """
@@ -41,14 +52,18 @@ def carve(examples: Sequence[Example], share: float, salt: str) -> tuple[list[Ex
 
 
 def near_overlap(train: Sequence[Example], test: Sequence[Example]) -> int:
-    """How many test examples differ little from a train example that asks something else."""
+    """How many test items differ little from a train example that asks something else, or are of one group with it."""
     asked = {normalise(example.asked) for example in test}
     in_test = {example.id for example in test}
     different = [example for example in train if normalise(example.asked) not in asked]
-    return sum(
-        sum(example.id in in_test for example in cluster)
-        for cluster in (clusters([*different, *test]) if test else [])
-        if any(example.id not in in_test for example in cluster)
+    return len(
+        {
+            _item(example)
+            for cluster in (clusters([*different, *test]) if test else [])
+            if any(example.id not in in_test for example in cluster)
+            for example in cluster
+            if example.id in in_test
+        }
     )
 
 
@@ -60,10 +75,10 @@ def normalise(text: str) -> str:
 def clusters(examples: Sequence[Example]) -> list[list[Example]]:
     """Examples grouped so that near-duplicates share a group, each in order of appearance.
 
-    Similarity at `NEAR_DUPLICATE` or more joins two groups. Numbers are masked, since many questions differ in
-    nothing else; what most questions share counts for nothing, and where a question is no more than that, only its
-    exact text is like it. Exact, by prefix filtering (Bayardo et al., 2007): of two sets as similar as that, with their
-    shingles sorted from rare to common, the first few hold one in common.
+    What is of one group from the start stays together. Similarity at `NEAR_DUPLICATE` or more joins two. Numbers are
+    masked, since many questions differ in nothing else; what most questions share counts for nothing, and where a
+    question is no more than that, only its exact text is like it. Exact, by prefix filtering (Bayardo et al., 2007): of
+    two sets as similar as that, with their shingles sorted from rare to common, the first few hold one in common.
     """
     parent = list(range(len(examples)))
 
@@ -93,6 +108,11 @@ def clusters(examples: Sequence[Example]) -> list[list[Example]]:
                 parent[second] = first
         for shingle in rarest:
             holders[shingle].append(i)
+    given: dict[str, int] = {}
+    for i, example in enumerate(examples):
+        if example.group:
+            first, second = sorted((root(i), root(given.setdefault(example.group, i))))
+            parent[second] = first
     groups: dict[int, list[Example]] = defaultdict(list)
     for i, example in enumerate(examples):
         groups[root(i)].append(example)

@@ -42,6 +42,7 @@ def parse(data: "OwnData", split: Split, data_dir: Path | None = None) -> list[P
     answer_field = data.answer_field or (None if chat else "answer")
     fields = {"--prompt-field": prompt_field, "--answer-field": answer_field}
     fields |= {"--completion-field": data.completion_field, "--choices-field": data.choices_field}
+    fields |= {"--group-field": data.group_field}
     for option, field in fields.items():
         if field is not None and not any(field in row.values for row in rows):
             raise no_column(rows, source, field, option)
@@ -69,7 +70,7 @@ def _encodable(row: Row, example: Example) -> Example:
     """
     try:
         said = (turn.content for turn in example.turns)
-        "".join([*said, example.question, example.reference, example.gold, *example.choices]).encode()
+        "".join([*said, example.question, example.reference, example.gold, *example.choices, example.group]).encode()
     except UnicodeEncodeError as error:
         raise StudyError(
             f"{row.where}: holds half a character (\\u{ord(error.object[error.start]):04x}); mend or leave out the row."
@@ -126,6 +127,7 @@ class _Reader:
         """
         turns: tuple[Turn, ...] = ()
         said = None
+        group = self._text(row, self.data.group_field) if self.data.group_field else ""
         if self.chat:
             turns, said = _conversation(row, self.prompt_field)
             question = turns[-1].content
@@ -136,10 +138,10 @@ class _Reader:
             choices = _choices(row, self.data.choices_field)
             gold = _index_of(row, self._text(row, self.answer_field or "answer"), choices[self.names_choice])
             texts = choices.texts
-            return Example(id, question, texts[gold], str(gold), texts, apart="\n".join(texts))
+            return Example(id, question, texts[gold], str(gold), texts, apart="\n".join(texts), group=group)
         answer = self._text(row, self.answer_field) if self.answer_field else str(said)
         completion = self._text(row, self.data.completion_field) if self.data.completion_field else (said or answer)
-        return Example(id, question, completion, answer, turns=turns)
+        return Example(id, question, completion, answer, turns=turns, group=group)
 
     def _text(self, row: Row, field: str) -> str:
         text = _as_text(row.values.get(field))

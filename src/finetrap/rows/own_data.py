@@ -43,6 +43,9 @@ class OwnData(Input):
     """Column of the text that training teaches, such as a solution that ends in the answer. By default the answer."""
     choices_field: str | None = None
     """Column of the answers to choose from: makes it multiple choice."""
+    group_field: str | None = None
+    """Column of what a row belongs to, such as the text that it is a question on. Rows of one group stay on one side
+    where test or validation is cut off, and are one test item, whose score is the share of them that is right."""
     prompt_template: str | None = None
     """What is asked, with `{prompt}` for the question. By default the question and the form that the answer takes."""
     system: str = ""
@@ -155,7 +158,8 @@ def _checked(parsed: Sequence[Parsed]) -> list[_Good]:
 def _task(
     data: OwnData, rows: Sequence[_Good], chat: bool, splits: dict[Split, tuple[Example, ...]], *, carved: bool
 ) -> Task:
-    decides = data.model_dump(exclude={"train", "test", "name"})
+    # What belongs together changes no prompt and no score; it is in the items' digest.
+    decides = data.model_dump(exclude={"train", "test", "name", "group_field"})
     plugin = scorer.plugin_of(data.score.partition(":")[0])
 
     def version(*derived: object) -> int:
