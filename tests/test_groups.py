@@ -16,6 +16,8 @@ from finetrap.errors import StudyError
 from finetrap.records import ItemRow, items_digest
 from finetrap.results import Results
 from finetrap.retention import scores_of
+from finetrap.rows.check_data import check
+from finetrap.rows.duplicates import near_overlap
 from finetrap.rows.own_data import OwnData, own_task
 from finetrap.task import Example, Task
 
@@ -49,6 +51,25 @@ def test_a_limit_of_test_items_takes_whole_groups_and_more_of_them_extend_it(tmp
     assert (len({e.group for e in few}), len({e.group for e in more})) == (5, 10)
     assert set(few) < set(more)
     assert {e.group for e in few}.isdisjoint({e.group for e in set(task.load("test")) - set(few)})
+
+
+def test_check_data_counts_groups_and_those_on_both_sides(tmp_path: Path) -> None:
+    train, test = (
+        write(tmp_path / f"{name}.jsonl", grouped(20, start)) for name, start in (("train", 0), ("test", 15))
+    )
+    found = check(OwnData(train=train, test=test, group_field="text", score="regex:([ae])"))
+    assert (found.groups, found.groups_in_both) == ({"train": 20, "test": 20}, 5)
+    assert (found.near_duplicates, found.near_overlap) == (0, 0)
+    assert "groups: train 20, test 20; each is one test item" in found.text()
+    assert "5 groups stand in train and in test" in found.text()
+
+
+def test_a_test_item_of_a_group_that_train_has_is_an_overlap(tmp_path: Path) -> None:
+    train, test = (
+        write(tmp_path / f"{name}.jsonl", grouped(20, start)) for name, start in (("train", 0), ("test", 15))
+    )
+    task = own_task(OwnData(train=train, test=test, group_field="text", score="regex:([ae])"))
+    assert near_overlap(task.load("train"), task.load("test")) == 5
 
 
 def test_an_empty_group_and_a_column_that_is_not_there_are_told(tmp_path: Path) -> None:

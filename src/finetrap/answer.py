@@ -178,7 +178,8 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
             )
         if facts.near_overlap:
             warnings.append(
-                f"{name}: {facts.near_overlap} of {facts.test_available} test items differ little from a train row, "
+                f"{name}: {facts.near_overlap} of {facts.test_available} test items differ little from a train row "
+                f"or are of one group with it, "
                 f"which flatters what was trained."
             )
     for task, count in plan.dropped_train_rows.items():

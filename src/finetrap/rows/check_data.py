@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
 from finetrap.data import Encoder, draw_shots, load_splits, load_test
 from finetrap.errors import StudyError
@@ -78,6 +80,10 @@ class DataReport(Record):
     """Train rows whose question stands in test: they are left out of train."""
     near_overlap: int
     """Test rows that differ little from a train row: they stay, and flatter what was trained."""
+    groups: dict[str, int] = Field(default_factory=dict)
+    """Groups of rows by split of the file, where a column says what belongs together."""
+    groups_in_both: int = 0
+    """Groups of test of which train has rows too."""
     labels: dict[str, int]
     """Rows by answer, where there are few different ones."""
     taught_wrong: int
@@ -96,6 +102,10 @@ class DataReport(Record):
         if self.test_carved:
             lines.append("  no test set was given: a fifth of the rows is cut off as one, near-duplicates together")
         lines += [f"  {line}" for line in self._doubles()]
+        if self.groups:
+            lines.append(f"groups: {_counts(self.groups)}; each is one test item")
+        if self.groups_in_both:
+            lines.append(f"  {self.groups_in_both} groups stand in train and in test, which flatters what was trained")
         if self.labels:
             lines.append(f"answers: {_counts(self.labels)}")
             commonest = max(self.labels.values()) / sum(self.labels.values())
@@ -177,8 +187,9 @@ def check(data: OwnData, *, model: str | None = None, data_dir: Path | None = No
         except StudyError as error:
             problems.append(str(error))
     duplicates, conflicts = _duplicates(good["train"])
-    near = len(good["train"]) - len(clusters(good["train"])) - duplicates
-    test = good.get("test", [])
+    # By themselves: what is of one group may differ as it likes.
+    alone, test = ([replace(e, group="") for e in good.get(split, [])] for split in ("train", "test"))
+    groups = {split: {e.group for e in examples} for split, examples in good.items() if data.group_field}
     asked = {normalise(example.asked) for example in test}
     tokens = _tokens(task, model, problems) if task is not None else None
     answers = Counter(e.choices[int(e.gold)] if e.choices else e.gold for e in good["train"])
@@ -191,9 +202,11 @@ def check(data: OwnData, *, model: str | None = None, data_dir: Path | None = No
         test_carved=task is not None and task.carved,
         duplicates=duplicates,
         conflicts=conflicts,
-        near_duplicates=near,
+        near_duplicates=len(alone) - len(clusters(alone)) - duplicates,
         overlap=sum(normalise(example.asked) in asked for example in good["train"]),
-        near_overlap=near_overlap(good["train"], test),
+        near_overlap=near_overlap(alone, test),
+        groups={split: len(names) for split, names in groups.items()},
+        groups_in_both=len(set.intersection(*groups.values())) if len(groups) > 1 else 0,
         labels=dict(answers.most_common()) if len(answers) <= MOST_LABELS else {},
         taught_wrong=_taught_wrong(task) if task is not None else 0,
         tokens=tokens,
