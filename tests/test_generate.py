@@ -1,5 +1,8 @@
 """Decoding gives the tokens that Transformers' own `generate` gives, or draws them as the model says, and stops."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -199,12 +202,12 @@ def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny
 class StepsAsAGraphComputesThem:
     """Without a GPU: rows and keys rounded up, the places that no answer is in filled with what was there last."""
 
-    def __init__(self, step, device, *, rows):
-        self.step, self.tokens = step, torch.zeros(rows, dtype=torch.long)
+    def __init__(self, device, *, rows):
+        self.tokens = torch.zeros(rows, dtype=torch.long)
 
-    def __call__(self, tokens, extent):
+    def __call__(self, step, tokens, extent):
         self.tokens[: len(tokens)] = tokens
-        return self.step(self.tokens[: extent.rows], extent)
+        return step(self.tokens[: extent.rows], extent)
 
 
 @pytest.mark.parametrize("shared", [0, 5, 40])
@@ -220,6 +223,26 @@ def test_steps_of_a_fixed_extent_give_the_same_tokens(tiny_model, tiny_tokenizer
         model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows
     )
     assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+
+
+def test_rows_go_with_their_last_use(tiny_model, tiny_tokenizer, monkeypatch):
+    # Their keys and values are most of the memory; the next training needs it.
+    monkeypatch.setattr(decoding_module, "can_capture", lambda device: True)
+    monkeypatch.setattr(decoding_module, "CapturedSteps", StepsAsAGraphComputesThem)
+    made = []
+
+    class Watched(decoding_module.Rows):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(generate_module, "Rows", Watched)
+    gc.disable()
+    try:
+        generate_greedy(tiny_model(), tiny_tokenizer, make_prompts(4), max_new_tokens=3, stop_tokens=[PAD])
+        assert [rows() for rows in made] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 20}, {"cache_bytes": 1}, {"cache_bytes": 60_000}])

@@ -10,7 +10,7 @@ from finetrap import Study
 from finetrap.engine import captured as captured_module
 from finetrap.engine.attention import PackedRow, packed_attention_on
 from finetrap.engine.decoding import Rows, decoding_attention_on
-from finetrap.engine.generate import generate_greedy
+from finetrap.engine.generate import Sampling, generate_greedy, generate_samples
 from finetrap.engine.loss import CompletionLoss, TrainingRow
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
@@ -67,16 +67,21 @@ def test_kernels_train_as_blocks_do(family: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("rows", [3, None])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
 def test_answers_on_a_gpu_are_those_of_generate(  # type: ignore[no-untyped-def]
-    tiny_model, tiny_tokenizer, rows: int | None, monkeypatch: pytest.MonkeyPatch
+    family: str, tiny_tokenizer, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several graphs: answers outgrow the keys of one, and rows end and begin.
     monkeypatch.setattr(captured_module, "KEYS_AT_A_TIME", 8)
-    model = tiny_model().cuda()
+    torch.manual_seed(0)
+    model = make_model(family).cuda()
     generator = torch.Generator().manual_seed(2)
     prompts = [[7, 8, 9, *torch.randint(10, 90, (n,), generator=generator).tolist()] for n in (3, 9, 5, 12)]
-    found = generate_greedy(model, tiny_tokenizer, prompts, max_new_tokens=8, stop_tokens=[], rows_at_a_time=rows)
-    for prompt, answer in zip(prompts, found, strict=True):
+    settings = {"max_new_tokens": 8, "stop_tokens": [], "rows_at_a_time": rows}
+    found = generate_greedy(model, tiny_tokenizer, prompts, **settings)
+    cold = Sampling(samples=3, temperature=1e-4)
+    drawn = generate_samples(model, tiny_tokenizer, prompts, cold, **settings)
+    for prompt, answer, samples in zip(prompts, found, drawn, strict=True):
         ids = torch.tensor([prompt], device="cuda")
         alone = model.generate(
             ids,
@@ -87,6 +92,7 @@ def test_answers_on_a_gpu_are_those_of_generate(  # type: ignore[no-untyped-def]
             pad_token_id=0,
         )
         assert answer.ids == alone[0, len(prompt) :].tolist()
+        assert all(sample.ids == answer.ids for sample in samples)
 
 
 def test_half_precision_reads_prompts_as_float32_does(tiny_model) -> None:  # type: ignore[no-untyped-def]

@@ -11,11 +11,12 @@ from own_rows import question, write
 from support import called, rows_in, trial_folder
 
 from finetrap import stats
+from finetrap.config import Study
 from finetrap.data import load_splits, load_test
 from finetrap.errors import StudyError
 from finetrap.records import ItemRow, items_digest
 from finetrap.results import Results
-from finetrap.retention import scores_of
+from finetrap.retention import retention_of, scores_of
 from finetrap.rows.check_data import check
 from finetrap.rows.duplicates import near_overlap
 from finetrap.rows.own_data import OwnData, own_task
@@ -79,6 +80,34 @@ def test_an_empty_group_and_a_column_that_is_not_there_are_told(tmp_path: Path) 
         task_of(tmp_path, rows)
     with pytest.raises(StudyError, match="--group-field"):
         own_task(OwnData(train=write(tmp_path / "none.jsonl", grouped(20)), group_field="document"))
+
+
+def test_few_groups_are_few_test_items_however_many_rows_they_have(tmp_path: Path) -> None:
+    rows = [{"prompt": question(i), "answer": "ae"[i % 2], "text": f"text {i // 30}"} for i in range(240)]
+    with pytest.raises(
+        StudyError, match=r"near-duplicates and groups stay together [1-7] of groups are cut off as test"
+    ):
+        task_of(tmp_path, rows)
+    test = write(tmp_path / "test.jsonl", rows[:210])
+    with pytest.raises(StudyError, match="has 7 groups: fewer than 10 test items cannot show anything"):
+        task_of(tmp_path, rows, test=test)
+
+
+def test_retention_takes_grouped_rows_too() -> None:
+    def rows(right: list[bool]) -> list[ItemRow]:
+        return [
+            ItemRow(id=str(i), prompt="p", correct=r, group=str(i // 3), loglikelihoods=(0, 0))
+            for i, r in enumerate(right)
+        ]
+
+    before, after = ([i % 10 < most for i in range(90)] for most in (9, 6))
+    study = Study.model_validate({"models": "m", "tasks": "gsm8k"})
+    kept = retention_of(study, {"x": rows(before)}, {"x": rows(after)}, arms=1, prompts_only=False)
+    assert kept is not None
+    task = kept.tasks["x"]
+    shares = [scores_of(rows(right)) for right in (after, before)]
+    assert task.delta == pytest.approx(-0.3)
+    assert task.ci95 == pytest.approx(stats.between_checkpoints(*shares).interval(0.05))
 
 
 def test_groups_are_in_the_digest_of_items_and_none_leave_it_as_it_was() -> None:

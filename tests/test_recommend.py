@@ -164,13 +164,19 @@ def test_what_forgets_is_out_and_what_it_forgets_is_named() -> None:
     assert reason(forgot(bits_per_byte_delta=-0.1, chat_format_delta=0.5)) == "it forgets: hellaswag -12.5 points"
     # What the intervals do not show is named only where none of them shows anything.
     unsure = {"hellaswag": RetentionTask(score=0.3, delta=-0.125, ci95=(-0.3, 0.05))}
-    assert reason(forgot(bits_per_byte_ci95=(0.2, 0.3), tasks=unsure)) == (
+    mean = {"ci95": (-0.2, 0.1)}
+    assert reason(forgot(bits_per_byte_ci95=(0.2, 0.3), tasks=unsure, **mean)) == (
         "it forgets: general text costs +0.25 bits a byte"
     )
-    assert reason(forgot(bits_per_byte_ci95=(-0.1, 0.6), tasks=unsure)) == (
+    assert reason(forgot(bits_per_byte_ci95=(-0.1, 0.6), tasks=unsure, **mean)) == (
         "it forgets: general text costs +0.25 bits a byte, hellaswag -12.5 points"
     )
-    in_chat = {"chat_format_delta": -0.5, "chat_format_ci95": (-0.6, -0.4)}
+    # A task at chance has no part in the verdict; the mean may show what no task shows by itself.
+    at_chance = {"arc_easy": RetentionTask(score=0.1, delta=-0.2, ci95=(-0.3, -0.1), at_chance=True)}
+    assert reason(forgot(bits_per_byte_delta=None, tasks={**unsure, **at_chance})) == (
+        "it forgets: general tasks -10.0 points in the mean"
+    )
+    in_chat = {"ci95": (-0.2, 0.1), "chat_format_delta": -0.5, "chat_format_ci95": (-0.6, -0.4)}
     assert reason(forgot(bits_per_byte_ci95=(-0.1, 0.6), tasks=unsure, **in_chat)) == (
         "it forgets: answers that are whole turns in chat -50.0 points"
     )

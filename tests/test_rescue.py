@@ -398,23 +398,25 @@ def test_harm_is_removed_where_it_is_ruled_out(
 @pytest.mark.parametrize(
     ("lost", "now", "removes"),
     [
-        ((-0.6, -0.3), (-0.3, 0.1), None),  # a loss in chat was shown, and is not ruled out
-        ((-0.6, -0.3), (-0.01, 0.1), True),
-        ((-0.6, 0.1), (-0.3, 0.1), True),  # it was shown elsewhere
-        ((-0.6, -0.3), None, None),
+        (-0.4, (-0.3, 0.1), None),  # a loss in chat is not ruled out
+        (-0.4, (-0.01, 0.1), True),
+        (-0.01, (-0.3, 0.1), True),  # there was none beyond the tolerance
+        (-0.4, None, None),
         (None, (-0.3, 0.1), True),
     ],
 )
 def test_a_loss_in_chat_is_removed_where_it_is_ruled_out(
-    rescued: Rescued, lost: tuple[float, float] | None, now: tuple[float, float] | None, removes: bool | None
+    rescued: Rescued, lost: float | None, now: tuple[float, float] | None, removes: bool | None
 ) -> None:
-    def in_chat(arm: ArmResult, interval: tuple[float, float] | None) -> ArmResult:
+    def in_chat(arm: ArmResult, field: str, value: object) -> ArmResult:
         assert arm.retention is not None
-        return arm.model_copy(update={"retention": arm.retention.model_copy(update={"chat_format_ci95": interval})})
+        return arm.model_copy(update={"retention": arm.retention.model_copy(update={field: value})})
 
     parent = verdict(rescued.arm("careless"), task="gain", low=0.1, retention="harm")
     arm = verdict(rescued.arm("careless+lower"), task="gain", low=0.1, retention="no_difference")
-    (found,) = rescues_of([in_chat(parent, lost), in_chat(arm, now)], rescued.study)
+    (found,) = rescues_of(
+        [in_chat(parent, "chat_format_delta", lost), in_chat(arm, "chat_format_ci95", now)], rescued.study
+    )
     assert found.removes is removes
 
 

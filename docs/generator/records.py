@@ -8,6 +8,7 @@ from finetrap import answer, data, recommend, stats
 from finetrap.config import Study
 from finetrap.report.sections import machine
 from finetrap.report.table import arms_grid, escape, groups, headline, legend, markdown, percent, points
+from finetrap.report.words import what_next
 from finetrap.results import ArmResult, Results, Verdict
 from generator.markdown import page, table
 
@@ -23,7 +24,7 @@ def records() -> dict[str, Results]:
 def record_block(results: Results, folder: str) -> str:
     """A record's table and recommendation; `folder` is where it lies, as seen from the page."""
     ((_, _, arms, recommendation),) = groups(results)
-    why = "\n".join(f"- {line}" for line in (*recommendation.why, f"Next: {recommendation.next_step}"))
+    why = "\n".join(f"- {line}" for line in (*recommendation.why, *what_next(recommendation)))
     date, protocol = str(results.study["finished"])[:10], results.study["protocol"]
     return "\n\n".join(
         [

@@ -173,13 +173,13 @@ def _warnings(arms: Sequence[ArmResult], plan: Plan, environments: set[str]) -> 
     for name, facts in plan.tasks.items():
         if facts.test_carved:
             warnings.append(
-                f"{name}: no test set was given; {facts.test_available} rows were cut from train as one, "
+                f"{name}: no test set was given; {facts.test_available} test items were cut from train, "
                 f"near-duplicates kept together. Questions of another source may be harder."
             )
         if facts.near_overlap:
+            like = "differ little from a train row" + (" or are of one group with it" if facts.grouped else "")
             warnings.append(
-                f"{name}: {facts.near_overlap} of {facts.test_available} test items differ little from a train row "
-                f"or are of one group with it, "
+                f"{name}: {facts.near_overlap} of {facts.test_available} test items {like}, "
                 f"which flatters what was trained."
             )
     for task, count in plan.dropped_train_rows.items():

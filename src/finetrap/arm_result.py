@@ -20,13 +20,13 @@ class Artifact(Record):
     delta: float
     """Accuracy of the arm minus that of the untouched model."""
     ci95: tuple[float, float]
-    """Tango's score interval; where answers are drawn, and scores fractions, Bonett and Price's."""
+    """Tango's score interval; where scores are fractions (drawn answers, groups), Bonett and Price's."""
     ci95_adjusted: tuple[float, float]
     """The same, simultaneous over all arms of the model and task."""
     sign_only: bool = False
     """Holm's method shows the sign, and the adjusted interval no size: its near end was set to 0."""
     p: float
-    """McNemar, the larger of mid-p and score; where answers are drawn, the one that agrees with the interval."""
+    """McNemar, the larger of mid-p and score; where scores are fractions, the one that agrees with the interval."""
     p_adjusted: float
     """Holm's, within the model and task."""
     mde: float

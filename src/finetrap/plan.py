@@ -13,7 +13,7 @@ from finetrap.method import method as method_registry
 from finetrap.models import Source
 from finetrap.records import Evaluation, Planned, Purpose, Sampled, TaskRecord, Trial, digest, items_digest
 from finetrap.replay import mixed_in, untested
-from finetrap.rows.duplicates import near_overlap
+from finetrap.rows.duplicates import count_items, near_overlap
 from finetrap.rows.own_data import OwnData
 from finetrap.store import Store
 from finetrap.task import Example, Task
@@ -83,7 +83,8 @@ def task_record(study: Study, items: TaskItems) -> TaskRecord:
         classes=task.classes,
         train=len(items.splits.train),
         validation=len(items.splits.validation),
-        test_available=len({example.group or example.id for example in load_test(task).examples}),
+        test_available=count_items(load_test(task).examples),
+        grouped=any(example.group for example in load_test(task).examples),
         test_carved=task.carved,
     )
 

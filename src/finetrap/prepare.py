@@ -111,7 +111,6 @@ def _planned(
         dropped_train_rows={name: len(items.splits.dropped) for name, items in tasks.items()},
         planned=(),
         tasks={name: task_record(study, items) for name, items in tasks.items()},
-        estimated_seconds=store.plan().estimated_seconds if store.planned else None,
     )
     searches = _searches(study, sources, tasks)
     return planned_anew(Prepared(study, store, sources, tasks, resolved, device, dtype, searches, speeds))

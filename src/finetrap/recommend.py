@@ -244,14 +244,16 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
         shown = retention.bits_per_byte_ci95 is None or retention.bits_per_byte_ci95[0] > study.bits_per_byte_tolerance
         lost.append((f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte", shown))
-    for name, task in retention.tasks.items():
-        if task.delta < 0:
-            lost.append((f"{name} {_points(task.delta, sign=True)} points", task.ci95[1] < 0))
+    tasks = [(name, task) for name, task in retention.tasks.items() if task.delta < 0 and not task.at_chance]
+    lost += [(f"{name} {_points(task.delta, sign=True)} points", task.ci95[1] < 0) for name, task in tasks]
+    if retention.delta is not None and retention.ci95 is not None and not any(task.ci95[1] < 0 for _, task in tasks):
+        mean = f"general tasks {_points(retention.delta, sign=True)} points in the mean"
+        lost += [(mean, True)] if retention.ci95[1] < -study.forgetting_tolerance else []
     if retention.chat_format_delta is not None and retention.chat_format_delta < 0:
         text = f"answers that are whole turns in chat {_points(retention.chat_format_delta, sign=True)} points"
         shown = retention.chat_format_ci95 is None or retention.chat_format_ci95[1] < -study.forgetting_tolerance
         lost.append((text, shown))
-    # The mean of several tasks may show a harm that none of them shows by itself.
+    # The verdict's own level may show what no interval at 95% does.
     parts = [text for text, shown in lost if shown] or [text for text, _ in lost]
     which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
     return f"it forgets{which}: {', '.join(parts)}"

@@ -347,6 +347,8 @@ class TaskRecord(Record):
     validation: int
     test_available: int
     """Test items that there are; a study may use fewer."""
+    grouped: bool = False
+    """Whether test items are groups of rows."""
     test_carved: bool
     """Whether test was cut from train, for want of a test set."""
 
@@ -379,4 +381,4 @@ class Plan(Record):
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
     """By name: the target tasks."""
     estimated_seconds: float | None = None
-    """What all of it was estimated to take before anything was run."""
+    """What the study was estimated to take when it was first run; None in plans of before this was kept."""

@@ -98,9 +98,9 @@ def _removes(arm: ArmResult, rescued: ArmResult, study: Study) -> bool | None:
 
 
 def _keeps_the_chat_format(after: Retention, rescued: Retention | None, *, tolerance: float) -> bool:
-    """Whether its loss is ruled out where it was shown: no verdict on retention rules it out by itself."""
-    lost = None if rescued is None else rescued.chat_format_ci95
-    if lost is None or lost[1] >= -tolerance:
+    """Whether its loss is ruled out where there was one: no verdict on retention rules it out by itself."""
+    lost = None if rescued is None else rescued.chat_format_delta
+    if lost is None or lost >= -tolerance:
         return True
     return after.chat_format_ci95 is not None and after.chat_format_ci95[0] > -tolerance
 

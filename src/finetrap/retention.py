@@ -77,7 +77,7 @@ def retention_of(
             turns.extend(pairs)
         a, b = scores_of(rows), scores_of(before[name])
         unchanged = stats.Interval(0.0, 0.0)
-        interval = unchanged if prompts_only else stats.tango(*stats.discordant(a, b), len(a))
+        interval = unchanged if prompts_only else stats.between_checkpoints(a, b).interval(stats.ALPHA)
         chance = float(np.mean([1 / len(row.loglikelihoods) for row in rows])) if rows[0].loglikelihoods else 0.0
         known = stats.wilson(float(b.mean()), len(b)).low > chance
         tasks[name] = RetentionTask(
@@ -167,7 +167,7 @@ def _chat_format(turns: Sequence[tuple[ItemRow, ItemRow]], unchanged: bool) -> d
         "chat_format_delta": float((after - before).mean()),
         "chat_format_ci95": stats.Interval(0.0, 0.0)
         if unchanged
-        else stats.tango(*stats.discordant(after, before), len(after)),
+        else stats.between_checkpoints(after, before).interval(stats.ALPHA),
     }
 
 
@@ -192,7 +192,7 @@ def _losses(
 
     def chat_format(alpha: float) -> stats.Interval:
         after, before = (scores_of(rows, "chat_format") for rows in zip(*turns, strict=True))
-        low, high = stats.tango(*stats.discordant(after, before), len(after), alpha=alpha)
+        low, high = stats.between_checkpoints(after, before).interval(alpha)
         return stats.Interval(-tolerance - high, -tolerance - low)
 
     losses: list[Loss] = [accuracy] if differences else []

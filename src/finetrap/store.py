@@ -183,6 +183,13 @@ class Store:
             raise StudyError(f"the study in {self.folder} has not started; run it.")
         return read_record(Plan, self.folder / "plan.json")
 
+    def estimated_seconds(self) -> float | None:
+        """What the study was estimated to take when it was first run; None where no plan that can be read has it."""
+        try:
+            return self.plan().estimated_seconds
+        except StudyError:
+            return None
+
     def _environment_path(self, key: str) -> Path:
         return self.folder / "environments" / f"{key[:12]}.json"
 

@@ -82,8 +82,8 @@ def _retried(prepared: Prepared) -> Prepared:
 def _run_missing(prepared: Prepared, reporter: Reporter, seconds: float, *, retry_failed: bool) -> Prepared:
     """Run what of a plan is not done, weights that have gone and are gone on from included."""
     study, store = prepared.study, prepared.store
-    if prepared.plan.estimated_seconds is None:
-        prepared = prepared._replace(plan=prepared.plan.model_copy(update={"estimated_seconds": seconds}))
+    estimate = store.estimated_seconds() if store.planned else seconds
+    prepared = prepared._replace(plan=prepared.plan.model_copy(update={"estimated_seconds": estimate}))
     store.save_plan(prepared.plan)
     gone_on_from = {p.trial.parent for p in _todo(prepared, retry_failed=retry_failed)}
     for trial in (p.trial for p in prepared.plan.planned if p.trial.training_key in gone_on_from):

@@ -18,6 +18,7 @@ from finetrap.models import Source
 from finetrap.plan import TaskItems, evaluation_of, plan, trial_of
 from finetrap.records import TUNING_SEED, Plan, Planned
 from finetrap.results import ArmResult, TuningCandidate
+from finetrap.retention import scores_of
 from finetrap.store import Store
 
 STEP = 10**0.5
@@ -222,13 +223,13 @@ def _outcome(planned: Planned, value: Setting, rung: int, store: Store) -> Tried
     if record is None:
         return Tried(value, rung, failed=True) if store.failure(trial) is not None else None
     training = store.training(trial)
-    right = [bool(row.correct) for row in store.rows(trial, asked)]
+    scores = scores_of(store.rows(trial, asked))
     return Tried(
         value,
         rung,
-        accuracy=sum(right) / len(right),
+        accuracy=float(scores.mean()),
         loss=record.validation_loss if training is None else training.validation_loss,
-        items=len(right),
+        items=len(scores),
         diverged=training is not None and training.outcome == "diverged",
     )
 

@@ -30,49 +30,61 @@ class Extent(NamedTuple):
         )
 
 
+Step = Callable[[Int[Tensor, " rows"], Extent], Float[Tensor, "rows vocabulary"]]
+"""Of the tokens of all rows of the extent: the logits of what comes next."""
+
+
 def can_capture(device: torch.device) -> bool:
     """Whether steps can be captured there."""
     return device.type == "cuda"
 
 
 class CapturedSteps:
-    """Calls of a function of a step's tokens and its extent, captured on a GPU where it is called the first time."""
+    """Calls of a function of a step's tokens and its extent, captured on a GPU where it is called the first time.
 
-    def __init__(
-        self,
-        step: Callable[[Int[Tensor, " rows"], Extent], Float[Tensor, "rows vocabulary"]],
-        device: torch.device,
-        *,
-        rows: int,
-    ) -> None:
-        self._step = step
+    A model that waits for the GPU within its forward pass cannot be captured, as one whose experts are chosen
+    by token: its steps are computed as they come.
+    """
+
+    def __init__(self, device: torch.device, *, rows: int) -> None:
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._logits: Float[Tensor, "rows vocabulary"] | None = None
         """Where every graph leaves them: each would else keep a tensor of its own for as long as it may be replayed."""
         self._graphs: dict[Extent, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._refused = False
 
-    def __call__(self, tokens: Int[Tensor, " active"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
-        """Logits of the extent's rows, those after `tokens` without meaning; good until the next call."""
+    def __call__(self, step: Step, tokens: Int[Tensor, " active"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
+        """Logits of the extent's rows, those after `tokens` without meaning; good until the next call.
+
+        `step` is always the same, and not kept: it may belong to what keeps this.
+        """
         self._tokens[: len(tokens)] = tokens
         with torch.cuda.device(self._tokens.device):
+            if extent not in self._graphs and not self._refused:
+                before = torch.cuda.current_stream()
+                try:
+                    self._graphs[extent] = self._capture(step, extent)
+                except RuntimeError:
+                    torch.cuda.set_stream(before)
+                    self._refused = True
             if extent not in self._graphs:
-                self._graphs[extent] = self._capture(extent)
+                return step(self._tokens[: extent.rows], extent)
             self._graphs[extent].replay()
         assert self._logits is not None
         return self._logits[: extent.rows]
 
-    def _capture(self, extent: Extent) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Step, extent: Extent) -> torch.cuda.CUDAGraph:
         tokens = self._tokens[: extent.rows]
         # Kernels are loaded, and libraries ask for their workspace, when they are first called: not within a capture.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            logits = self._step(tokens, extent)
+            logits = step(tokens, extent)
         torch.cuda.current_stream().wait_stream(aside)
         if self._logits is None:
             self._logits = logits.new_empty(len(self._tokens), logits.shape[1])
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=aside):
-            self._logits[: extent.rows].copy_(self._step(tokens, extent))
+            self._logits[: extent.rows].copy_(step(tokens, extent))
         return graph

@@ -39,7 +39,7 @@ class Rows:
         self.prefix_length = 0
         self._known: list[int] = []
         """The lengths of the rows in use once more, where reading them waits for no GPU."""
-        self._captured = CapturedSteps(self._step, model.device, rows=rows) if can_capture(model.device) else None
+        self._captured = CapturedSteps(model.device, rows=rows) if can_capture(model.device) else None
         self._extent = Extent(0, 0)
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
@@ -75,7 +75,7 @@ class Rows:
         if self._captured is None:
             logits = self._step(tokens, extent)
         else:
-            logits = self._captured(tokens, extent.rounded_up(self.rows, self.capacity))
+            logits = self._captured(self._step, tokens, extent.rounded_up(self.rows, self.capacity))
         self.lengths[: self.active] += 1
         self._known = [length + 1 for length in self._known]
         return logits[: self.active]
@@ -110,6 +110,8 @@ class Rows:
                 for part in (keys, values):
                     part[places, :, :longest] = part[moved, :, :longest]
             self.lengths[places] = self.lengths[moved]
+        # A captured step computes these as well, if in vain.
+        self.lengths[left : self.active] = 0
         self.active = left
         self._known = [self._known[place] for place in order[:left]]
         return order[:left]

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from finetrap.task import Example
 
@@ -30,6 +30,11 @@ def sample_items(examples: Sequence[Example], limit: int | None) -> tuple[Exampl
     items = sorted({_item(e) for e in examples}, key=lambda item: _uniform(f"order {item}"))
     chosen = set(items[:limit])
     return tuple(e for e in sample(examples, None) if _item(e) in chosen)
+
+
+def count_items(examples: Iterable[Example]) -> int:
+    """How many test items they make."""
+    return len({_item(example) for example in examples})
 
 
 def _item(example: Example) -> str:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from finetrap.errors import StudyError
 from finetrap.records import digest, slug
-from finetrap.rows.duplicates import carve
+from finetrap.rows.duplicates import carve, count_items
 from finetrap.rows.examples import Parsed, is_chat, parse
 from finetrap.rows.in_memory import named_table
 from finetrap.rows.read import Row
@@ -126,16 +126,20 @@ def _own_task(data: OwnData, data_dir: Path | None, _: object) -> Task:
     if carved:
         kept, cut = carve([parsed.example for parsed in train], TEST_SHARE, "test")
         train_examples, test_examples = tuple(kept), tuple(cut)
-        if len(cut) < FEWEST_TEST or not kept:
+        if count_items(cut) < FEWEST_TEST or not kept:
+            together, unit = (
+                ("near-duplicates and groups", "groups") if data.group_field else ("near-duplicates", "them")
+            )
             raise StudyError(
-                f"{data.train} has {len(train)} rows, and where near-duplicates stay together {len(cut)} of them are "
-                f"cut off as test; {FEWEST_TEST} are needed, and some left to train on: give more rows, or --test."
+                f"{data.train} has {len(train)} rows, and where {together} stay together {count_items(cut)} of {unit} "
+                f"are cut off as test; {FEWEST_TEST} are needed, and some left to train on: give more rows, or --test."
             )
     else:
         train_examples, test_examples = (tuple(parsed.example for parsed in split) for split in (train, test))
-        if len(test) < FEWEST_TEST:
+        if (items := count_items(test_examples)) < FEWEST_TEST:
+            unit = "groups" if data.group_field else "rows"
             raise StudyError(
-                f"{data.test} has {len(test)} rows: fewer than {FEWEST_TEST} test items cannot show anything."
+                f"{data.test} has {items} {unit}: fewer than {FEWEST_TEST} test items cannot show anything."
             )
     chat = any(example.turns for example in train_examples) or is_chat(data, train[0].row)
     return _task(data, [*train, *test], chat, {"train": train_examples, "test": test_examples}, carved=carved)
