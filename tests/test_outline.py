@@ -117,12 +117,12 @@ def test_the_papers_study_runs_as_it_stands_on_tiny_models(
 ) -> None:
     model = model_copy(tiny_folder, tmp_path / "model", max_position_embeddings=8192)
     values = yaml.safe_load(PAPER.read_text())
-    small = {"limit_train": 12, "limit_validation": 10, "limit_test": 10, "limit_retention": 10, "retention": []}
+    small = {"limit_train": 12, "limit_validation": 10, "limit_test": 10, "limit_retention": 10}
     values |= {
         **small,
         "models": [str(model)],
-        "seeds": 1,
-        "tune": "none",
+        "seeds": 2,
+        "tune": "quick",
         "epochs": 1,
         "data_dir": str(orca),
         "dtype": "float32",
@@ -136,6 +136,10 @@ def test_the_papers_study_runs_as_it_stands_on_tiny_models(
     results = run(study, tmp_path / "out")
     assert not results.failures
     assert len(results.arms) == 2 * len(study.arms)
+    tuned = {arm.arm for arm in results.arms if arm.tuning}
+    assert tuned == {"few_shot", "full", "lora", "dora"}
+    trained = [arm for arm in results.arms if arm.arm in ("full", "lora_one_rate")]
+    assert all(len(arm.seeds) == 2 and arm.retention is not None and arm.retention.kl is not None for arm in trained)
     assert {other.task for arm in results.arms for other in arm.out_of_distribution} == {"svamp"}
     # Ten items of a random model are at the floor, or show nothing.
     assert [claim.id for claim in results.claims] == [claim.id for claim in study.claims]
