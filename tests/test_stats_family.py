@@ -163,3 +163,11 @@ def test_levels_of_the_looks_add_up_to_the_whole() -> None:
     assert sum(stats.look_alpha(look, alpha=0.1) for look in range(1, 40)) == pytest.approx(0.1)
     with pytest.raises(ValueError, match="counted from 1"):
         stats.look_alpha(0)
+
+
+def test_seeds_that_differ_hold_an_arm_back_from_the_trivial_one() -> None:
+    shares = np.array([0.5, 0.3, 0.1])
+    table = (np.arange(400)[:, None] % 100 < 100 * shares).astype(float)
+    trivial = (np.arange(400) % 5 == 0).astype(float)
+    assert stats.above(table, trivial, None)
+    assert not stats.above(table, trivial, stats.pool_seeds([table, table]))

@@ -341,3 +341,15 @@ def test_pairs_that_do_not_differ_are_undecided() -> None:
     assert pair.verdict == "undecided"
     (apart,) = pairs("m", "t", _family(a=_arm(100), b=_arm(200)))
     assert (apart.verdict, apart.delta) == ("harm", pytest.approx(-100 / N))
+
+
+def test_a_recipe_of_which_only_the_sign_is_shown_says_so_and_what_would_decide() -> None:
+    strong = {f"a{i}": _arm(280, 281, 279) for i in range(7)}
+    found = versus_zero_shot({"zero_shot": _arm(180), **strong, "b": _arm(188, 189, 187)}, margin=0.02)["b"]
+    recipe = _recipe(found)
+    assert (found.verdict, recipe.sign_only, recipe.ci95_adjusted[0]) == ("gain", True, 0.0)
+    unsure = _recipe(
+        versus_zero_shot({"zero_shot": _arm(180), "a": _arm(190, 240, 200), "b": _arm(180, 230, 200)}, margin=0.02)["a"]
+    )
+    assert unsure.seeds_needed is not None
+    assert not unsure.sign_only
