@@ -186,17 +186,19 @@ def test_no_prompts_give_no_answers(tiny_model, tiny_tokenizer):
     assert generate_greedy(tiny_model(), tiny_tokenizer, [], max_new_tokens=5, stop_tokens=[]) == []
 
 
+def assert_answers_after_a_prefix(model, tokenizer, shared, rows):
+    """Those of Transformers, to prompts that share so many tokens; answers end at different times."""
+    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
+    stops = range(0, 256, 8)
+    results = generate_greedy(model, tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows)
+    assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+
+
 @pytest.mark.parametrize("shared", [1, 5, 40])
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny_tokenizer, family, shared, rows):
     # 40 tokens are more than Gemma's window of 8 here: most of the prefix is out of sight.
-    model = tiny_model(family)
-    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
-    stops = range(0, 256, 8)
-    results = generate_greedy(
-        model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows
-    )
-    assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+    assert_answers_after_a_prefix(tiny_model(family), tiny_tokenizer, shared, rows)
 
 
 class StepsAsAGraphComputesThem:
@@ -216,13 +218,7 @@ def test_steps_of_a_fixed_extent_give_the_same_tokens(tiny_model, tiny_tokenizer
     monkeypatch.setattr(decoding_module, "can_capture", lambda device: True)
     monkeypatch.setattr(decoding_module, "CapturedSteps", StepsAsAGraphComputesThem)
     monkeypatch.setattr(captured_module, "KEYS_AT_A_TIME", 8)
-    model = tiny_model(family)
-    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
-    stops = range(0, 256, 8)
-    results = generate_greedy(
-        model, tiny_tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows
-    )
-    assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
+    assert_answers_after_a_prefix(tiny_model(family), tiny_tokenizer, shared, rows)
 
 
 def test_rows_go_with_their_last_use(tiny_model, tiny_tokenizer, monkeypatch):

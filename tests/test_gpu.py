@@ -1,10 +1,12 @@
 """What a GPU changes: nothing but the speed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import make_model
+from transformers import PreTrainedTokenizerBase
 
 from finetrap import Study
 from finetrap.engine import captured as captured_module
@@ -68,8 +70,8 @@ def test_kernels_train_as_blocks_do(family: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("rows", [3, None])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
-def test_answers_on_a_gpu_are_those_of_generate(  # type: ignore[no-untyped-def]
-    family: str, tiny_tokenizer, rows: int | None, monkeypatch: pytest.MonkeyPatch
+def test_answers_on_a_gpu_are_those_of_generate(
+    family: str, tiny_tokenizer: PreTrainedTokenizerBase, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several graphs: answers outgrow the keys of one, and rows end and begin.
     monkeypatch.setattr(captured_module, "KEYS_AT_A_TIME", 8)
@@ -77,7 +79,7 @@ def test_answers_on_a_gpu_are_those_of_generate(  # type: ignore[no-untyped-def]
     model = make_model(family).cuda()
     generator = torch.Generator().manual_seed(2)
     prompts = [[7, 8, 9, *torch.randint(10, 90, (n,), generator=generator).tolist()] for n in (3, 9, 5, 12)]
-    settings = {"max_new_tokens": 8, "stop_tokens": [], "rows_at_a_time": rows}
+    settings: dict[str, Any] = {"max_new_tokens": 8, "stop_tokens": [], "rows_at_a_time": rows}
     found = generate_greedy(model, tiny_tokenizer, prompts, **settings)
     cold = Sampling(samples=3, temperature=1e-4)
     drawn = generate_samples(model, tiny_tokenizer, prompts, cold, **settings)
