@@ -9,7 +9,7 @@ from finetrap.advice import prior_advice
 from finetrap.config import Study
 from finetrap.method import is_trained
 from finetrap.rescue import conclusions, does_harm, rescues_of
-from finetrap.results import ArmResult, Estimand, Recommendation
+from finetrap.results import ArmResult, Estimand, Recommendation, Retention
 from finetrap.versus import Scored, pool_of, trivial_of
 
 CONFIDENCE = 0.9
@@ -239,8 +239,13 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
     retention = arm.retention
     if retention is None or retention.verdict != "harm":
         return None
+    which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
+    return f"it forgets{which}: {', '.join(_forgotten(study, retention))}"
+
+
+def _forgotten(study: Study, retention: Retention) -> list[str]:
+    """What is less than before, as far as its own interval says so; all of it where none does."""
     lost: list[tuple[str, bool]] = []
-    """What is less than before, and whether its own interval says so."""
     if retention.bits_per_byte_delta is not None and retention.bits_per_byte_delta > 0:
         shown = retention.bits_per_byte_ci95 is None or retention.bits_per_byte_ci95[0] > study.bits_per_byte_tolerance
         lost.append((f"general text costs {retention.bits_per_byte_delta:+.2f} bits a byte", shown))
@@ -254,9 +259,7 @@ def _reason_to_drop(study: Study, arm: ArmResult) -> str | None:
         shown = retention.chat_format_ci95 is None or retention.chat_format_ci95[1] < -study.forgetting_tolerance
         lost.append((text, shown))
     # The verdict's own level may show what no interval at 95% does.
-    parts = [text for text, shown in lost if shown] or [text for text, _ in lost]
-    which = f" (seed {retention.seed} of {len(retention.seeds)})" if len(retention.seeds) > 1 else ""
-    return f"it forgets{which}: {', '.join(parts)}"
+    return [text for text, shown in lost if shown] or [text for text, _ in lost]
 
 
 def _why(by_name: dict[str, ArmResult], left: Sequence[str], dropped: dict[str, str]) -> list[str]:
