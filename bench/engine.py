@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,11 @@ class Grid(NamedTuple):
 
     start: Settings
     steps: tuple[tuple[Settings, ...], ...]
+
+    def steps_in(self, precision: str) -> list[list[Settings]]:
+        """Without weights in another precision than is computed in: a processor without bfloat16 is lost in it."""
+        steps = [[each for each in step if each.get("weights", precision) == precision] for step in self.steps]
+        return [step for step in steps if step]
 
 
 def _batches(*sizes: int) -> tuple[Settings, ...]:
@@ -149,6 +154,8 @@ class Bench:
     """What one call of this script measures, and where it goes."""
 
     results: Results
+    precision: str
+    """What both sides compute in on this machine."""
     runs: int
     quick: bool
     grid_again: bool
@@ -161,25 +168,26 @@ class Bench:
         if work.kind == "study":
             found = self._study(model, spec, say)
         elif work.kind == "memory":
-            lean = {"batch": 1, "weights": "float32" if work.method == "full" else "bfloat16", "order": "random"}
+            lean = {"batch": 1, "weights": "float32" if work.method == "full" else self.precision, "order": "random"}
             best = lean if work.variant == ROW_BY_ROW else self.best(work, model, job, say)
             found = _memory_row(job._replace(items=2 * job.batch), best, self.runs, say)
         else:
             found = _timed(work, job, self.best(work, model, job, say), self.runs, say)
-        self.results.put({**key, "peer": work.peer, **found})
+        self.results.put({**key, "peer": work.peer, "precision": self.precision, **found})
         row = self.results.find(**key)
         assert row is not None
         say(f"ours {row['ours']:.4g}, theirs {row['theirs']:.4g} {row['unit']}: {row['ratio']:.2f}x")
 
     def best(self, work: Work, model: str, job: Job, say: Callable[[str], None]) -> Settings:
-        """The fastest of the peer's settings on fewer rows or tokens; kept in the file, and not measured again."""
+        """The fastest of the peer's settings on fewer rows or tokens; kept in the file for this precision."""
         name = work.name.replace("memory", "train")
         key = {"work": name, "variant": "gsm8k" if work.kind == "memory" else work.variant, "model": model}
         known = None if self.grid_again else self.results.find(part="grid", **key)
-        if known is None:
+        if known is None or known["precision"] != self.precision:
             points: list[Settings] = []
-            best = _search(work, job, points, say, short=self.quick)
-            known = {**key, "peer": work.peer, "best": best, "points": points}
+            moves = () if self.quick else work.grid.steps_in(self.precision)
+            best = _search(work, job, moves, points, say)
+            known = {**key, "peer": work.peer, "precision": self.precision, "best": best, "points": points}
             self.results.put(known, part="grid")
         found: Settings = known["best"]
         return found
@@ -202,11 +210,12 @@ class Bench:
         return {**compared(*seconds, unit="seconds", more_is_better=False), "settings": settings}
 
 
-def _search(work: Work, job: Job, points: list[Settings], say: Callable[[str], None], *, short: bool) -> Settings:
+def _search(
+    work: Work, job: Job, moves: Sequence[Sequence[Settings]], points: list[Settings], say: Callable[[str], None]
+) -> Settings:
     """The best settings of a grid. What fails, most often for want of memory, is noted and cannot win."""
     small = job._replace(items=job.batch) if work.method else job._replace(new_tokens=job.new_tokens // 4)
     best, least = work.grid.start, float("inf")
-    moves = () if short else work.grid.steps
     worker = _warm(work, job, work.grid.start)
     for move in (({},), *moves):
         for change in [{**best, **change} for change in move]:
@@ -344,7 +353,9 @@ def main() -> None:
     given = arguments(parser)
     quiet()
     results = Results(given.out, "work", "variant", "model")
-    bench = Bench(results, given.runs, given.quick, given.grid_again)
+    with Worker() as worker:
+        precision = worker.call("work.precision_name")
+    bench = Bench(results, precision, given.runs, given.quick, given.grid_again)
     failed = False
     for work in WORKS:
         if (given.work and work.name not in given.work) or (given.variant or work.variant) != work.variant:

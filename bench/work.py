@@ -38,6 +38,11 @@ def precision() -> "torch.dtype":
     return choose_dtype("auto", choose_device("auto"))
 
 
+def precision_name() -> str:
+    """Its name."""
+    return str(precision()).removeprefix("torch.")
+
+
 @lru_cache(maxsize=1)
 def source(model: str) -> Source:
     """Where the model is."""

@@ -37,7 +37,7 @@ def _dated(file: dict[str, Any], rows: str) -> str:
 def _engine(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "date")
+    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "in", "date")
     return table(
         header,
         [
@@ -48,6 +48,7 @@ def _engine(rows: list[dict[str, Any]]) -> str:
                 _amount(row["theirs"], row["unit"]),
                 f"**{row['ratio']:.1f}x**",
                 str(len(row["runs"]["ours"])),
+                row["precision"],
                 row["date"][:10],
             )
             for row in rows
