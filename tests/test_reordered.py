@@ -20,10 +20,10 @@ def test_a_product_is_that_of_the_weight_and_of_its_transpose(rows, wide, narrow
     )
     tolerance = {"rtol": 1e-2, "atol": 3e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     expected = x.double() @ weight.double().T + (bias.double() if biased else 0)
-    torch.testing.assert_close(Frozen(weight)(x, bias if biased else None).double(), expected, **tolerance)
-    torch.testing.assert_close(
-        Frozen(weight, transposed=True)(above).double(), above.double() @ weight.double(), **tolerance
-    )
+    for in_float32 in (False, True):
+        product, transposed = (Frozen(weight, transposed=t, in_float32=in_float32) for t in (False, True))
+        torch.testing.assert_close(product(x, bias if biased else None).double(), expected, **tolerance)
+        torch.testing.assert_close(transposed(above).double(), above.double() @ weight.double(), **tolerance)
 
 
 def test_a_model_has_its_own_layers_again_after_an_error(tiny_model):
@@ -39,8 +39,11 @@ def test_a_model_has_its_own_layers_again_after_an_error(tiny_model):
 
 def test_a_weight_that_changes_all_the_same_is_followed(tiny_model):
     layer = tiny_model().model.layers[0].mlp.down_proj
-    product, x = Frozen(layer.weight), torch.randn(5, layer.in_features)
-    assert torch.equal(product(x), layer(x))
+    product, x = Frozen(layer.weight, in_float32=True), torch.randn(5, layer.in_features)
+    torch.testing.assert_close(product(x), layer(x))
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    torch.testing.assert_close(product(x), layer(x))
     layer.bfloat16()
     x = x.bfloat16()
     torch.testing.assert_close(product(x), layer(x), rtol=1e-2, atol=1e-2)

@@ -238,11 +238,14 @@ def test_every_trained_method_gets_the_same_budget(tuned: Tuned) -> None:
 
 def test_every_rung_is_a_whole_schedule_from_the_untouched_model(tuned: Tuned) -> None:
     untouched = {c.validation_loss for c in tuned.arm("prompted").tuning if c.value == "plain"}
-    for planned in tuned.candidates("lora"):
+    losses = set()
+    for planned in (*tuned.candidates("lora"), *tuned.candidates("full")):
         log, record = tuned.store.training_log(planned.trial), tuned.store.training(planned.trial)
         assert record is not None
+        losses.add(record.validation_loss_before)
         assert [record.validation_loss_before] == [pytest.approx(loss, rel=1e-4) for loss in untouched]
         assert max(entry.learning_rate for entry in log) == pytest.approx(planned.trial.settings["learning_rate"])
+    assert len(losses) == 1
 
 
 def test_a_rung_reads_its_share_of_the_training_rows_in_order(tuned: Tuned, tiny_folder: Path, tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ ODD_PROMPTS: dict[str, Callable[[], list[list[int]]]] = {
     "no common prefix, one of 700 tokens among short ones": lambda: _random(12, [5, 9, 700, 3]),
     "a common prefix of 1 token": lambda: [[65, *p] for p in _random(12, [1, 20, 8])],
     "a common prefix of 8 tokens": lambda: [[*range(65, 73), *p] for p in _random(12, [1, 20, 8])],
-    "a common prefix of 300 tokens, 1 to 60 follow": lambda: [
-        [*_random(1, [300], 1)[0], *p] for p in _random(24, [1, 60, 7, 8, 9, 33, 2, 17])
+    "a common prefix of 600 tokens, 1 to 60 follow": lambda: [
+        [*_random(1, [600], 1)[0], *p] for p in _random(24, [1, 60, 7, 8, 9, 33, 2, 17])
     ],
     "all the same": lambda: _random(1, [30]) * 9,
     "one begins as the other ends": _within_each_other,

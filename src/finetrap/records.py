@@ -243,6 +243,7 @@ class TrainingRecord(Record):
     """The step whose weights are the artifact: the last, or the best one of a run that diverged."""
     steps: int
     validation_loss_before: float | None
+    """Of the untouched model."""
     validation_loss: float | None
     trainable_parameters: int
     train_tokens: int

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -14,7 +15,7 @@ from finetrap.data import Encoder, Splits, draw_shots
 from finetrap.engine.attention import packed_attention_on
 from finetrap.engine.generate import Sampling
 from finetrap.engine.loss import TrainingRow
-from finetrap.engine.train import train
+from finetrap.engine.train import train, validation_loss
 from finetrap.errors import StudyError
 from finetrap.evaluate import Asked, evaluate, most_common_answer, reference_loss
 from finetrap.method import Method, build
@@ -227,6 +228,7 @@ def _train(
     texts = items.replayed(method, trial.seed)
     rows = [*rows, *(TrainingRow(encoder.text_row(text)[:limit], prompt_length=1) for text in texts)]
 
+    before = _untouched_loss(loaded.model, encoder, items.splits.validation, limit)
     model = loaded.copy()
     steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs
     reporter.stage("training", steps)
@@ -246,6 +248,7 @@ def _train(
             seed=trial.seed,
             keep_float32=method.adapter,
             keep_best=trial.best_checkpoint,
+            before=before,
             scratch=store.trial_folder(trial),
             progress=progress,
         )
@@ -289,3 +292,17 @@ def _rows(encoder: Encoder, examples: tuple[Example, ...], limit: int) -> tuple[
     rows = [TrainingRow(*encoder.training_row(example)) for example in examples]
     kept = [row for row in rows if len(row.ids) <= limit]
     return kept, len(rows) - len(kept)
+
+
+_UNTOUCHED_LOSSES: "WeakKeyDictionary[PreTrainedModel, dict[tuple[object, ...], float | None]]" = WeakKeyDictionary()
+
+
+def _untouched_loss(
+    model: "PreTrainedModel", encoder: Encoder, examples: tuple[Example, ...], limit: int
+) -> float | None:
+    """Where every training of this model begins: measured once, and kept for as long as the model is."""
+    known, key = _UNTOUCHED_LOSSES.setdefault(model, {}), (encoder, examples, limit)
+    if key not in known:
+        with packed_attention_on(model):
+            known[key] = validation_loss(model, _rows(encoder, examples, limit)[0])
+    return known[key]

@@ -1,11 +1,9 @@
 """Attention for packed rows: many sequences in one row, none of which sees another, no padding.
 
 Registered with Transformers' `AttentionInterface`, so that it serves every family without a copy
-of model code. Each span of a row is attended to by itself, in blocks of queries, forward and backward
-written out: for sequences of a few hundred tokens on a CPU, matrix products of a block's size are faster
-than torch's scaled dot product attention and its backward pass, and by far faster than one call with a
-block mask over the whole row. On CUDA, where each of many small products would wait for its launch, rows of plain
-causal sequences go through a kernel for varying lengths instead: FlashAttention's in half precision.
+of model code. Each span of a row is attended to by itself, in blocks of queries (`finetrap.engine.blocks`). On CUDA,
+where each of many small products would wait for its launch, rows of plain causal sequences go through a kernel for
+varying lengths instead: FlashAttention's in half precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,13 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from finetrap.engine.blocks import Block, BlockAttention
 from finetrap.errors import StudyError
 
 NAME = "finetrap_packed"
@@ -36,17 +35,6 @@ class Span:
     prefix: int = 0
     mask: Bool[Tensor, "queries own"] | None = None
     """Which of the span's own tokens each of them sees; None: those before it, and itself."""
-
-
-class Block(NamedTuple):
-    """Some queries of a span and all keys that they see, as positions in the row."""
-
-    queries: slice
-    prefix: slice
-    own: slice
-    bias: Float[Tensor, "queries keys"] | None
-    """Added to the scores: minus infinity where a query does not see a key; None where it sees them all. The queries
-    of all heads that share a key head stand one after another."""
 
 
 @dataclass(frozen=True)
@@ -103,94 +91,13 @@ class PackedRow:
         bias = None
         if not bool(visible.all()):
             bias = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf")).repeat(groups, 1)
-        return Block(slice(start, stop), slice(first_of_prefix, span.prefix), slice(span.start + first_own, stop), bias)
-
-
-class _PackedAttention(torch.autograd.Function):
-    """Softmax(scale Q K^T) V within each block; the backward pass computes the weights again.
-
-    Derivatives as in FlashAttention (arXiv:2205.14135, appendix B.4). Gradients of keys and values add up in
-    float32, since many blocks share a prefix.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
-    ) -> Float[Tensor, "1 tokens heads size"]:
-        ctx.save_for_backward(query, key, value)
-        ctx.blocks, ctx.scale = blocks, scale
-        return attend(query, key, value, blocks, scale)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
-        heads, key_heads = query.shape[1], key.shape[1]
-        d_query = torch.empty_like(query)
-        d_key, d_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
-        for block in ctx.blocks:
-            keys, values = _seen(key, block), _seen(value, block)
-            queries = _by_key_head(query[0, :, block.queries], key_heads)
-            above = _by_key_head(gradient[0, block.queries].transpose(0, 1), key_heads)
-            weights = _weights(queries, keys, block, ctx.scale)
-            d_weights = torch.bmm(above, values.transpose(1, 2))
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads)
-            _add_seen(d_key, block, torch.bmm(d_scores.transpose(1, 2), queries))
-            _add_seen(d_value, block, torch.bmm(weights.transpose(1, 2), above))
-        return d_query.mul_(ctx.scale), d_key.mul_(ctx.scale).to(key.dtype), d_value.to(value.dtype), None, None
-
-
-def attend(
-    query: Float[Tensor, "1 heads queries size"],
-    key: Float[Tensor, "1 key_heads tokens size"],
-    value: Float[Tensor, "1 key_heads tokens size"],
-    blocks: Sequence[Block],
-    scale: float,
-) -> Float[Tensor, "1 queries heads size"]:
-    """Attention within each block, without a gradient; the queries are the last of the tokens that the keys are of."""
-    _, heads, tokens, _ = query.shape
-    before = key.shape[2] - tokens
-    attended = value.new_empty(1, tokens, heads, value.shape[3])
-    for block in blocks:
-        asking = slice(block.queries.start - before, block.queries.stop - before)
-        queries = _by_key_head(query[0, :, asking], key.shape[1])
-        out = torch.bmm(_weights(queries, _seen(key, block), block, scale), _seen(value, block))
-        attended[0, asking] = _by_head(out, heads).transpose(0, 1)
-    return attended
-
-
-def _weights(
-    queries: Float[Tensor, "key_heads queries size"],
-    keys: Float[Tensor, "key_heads keys size"],
-    block: Block,
-    scale: float,
-) -> Float[Tensor, "key_heads queries keys"]:
-    if block.bias is None:
-        scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-    else:
-        scores = torch.baddbmm(block.bias, queries, keys.transpose(1, 2), alpha=scale)
-    return scores.softmax(dim=-1)
-
-
-def _seen(keys: Float[Tensor, "1 heads tokens size"], block: Block) -> Float[Tensor, "heads keys size"]:
-    own = keys[0, :, block.own]
-    return torch.cat([keys[0, :, block.prefix], own], dim=1) if block.prefix.stop > block.prefix.start else own
-
-
-def _add_seen(total: Tensor, block: Block, part: Float[Tensor, "heads keys size"]) -> None:
-    shared = block.prefix.stop - block.prefix.start
-    total[0, :, block.own] += part[:, shared:]
-    if shared:
-        total[0, :, block.prefix] += part[:, :shared]
-
-
-def _by_key_head(tensor: Float[Tensor, "heads queries size"], key_heads: int) -> Float[Tensor, "key_heads rows size"]:
-    """The queries of all heads that share a key head, one after another: grouped heads without a copy of the keys."""
-    return tensor.reshape(key_heads, -1, tensor.shape[2])
-
-
-def _by_head(tensor: Float[Tensor, "key_heads rows size"], heads: int) -> Float[Tensor, "heads queries size"]:
-    return tensor.view(heads, -1, tensor.shape[2])
+        return Block(
+            slice(start, stop),
+            slice(first_of_prefix, span.prefix),
+            slice(span.start + first_own, stop),
+            bias,
+            sees_prefix=bool(visible[:, : span.prefix - first_of_prefix].all()),
+        )
 
 
 def packed_attention(
@@ -215,7 +122,7 @@ def packed_attention(
     if packed.is_plain and query.device.type == "cuda" and query.dtype == torch.float32:
         return _varlen_float32(query, key, value, packed, scale, sliding_window), None
     blocks = packed.blocks(sliding_window, query.shape[1] // key.shape[1], query.dtype)
-    attended: Tensor = _PackedAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
+    attended: Tensor = BlockAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
     return attended, None
 
 

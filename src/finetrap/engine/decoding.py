@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.engine.attention import PackedRow, Span, attend, attention_on, has_varlen_kernel, varlen_attention
+from finetrap.engine.attention import PackedRow, Span, attention_on, has_varlen_kernel, varlen_attention
+from finetrap.engine.blocks import Attended, attend, attention_with_lse
 from finetrap.engine.captured import CapturedSteps, Extent, can_capture
 from finetrap.engine.reordered import reordered_weights
 
@@ -183,12 +184,12 @@ class Rows:
         # The heads of a group stand where queries do, and share their keys.
         grouped = query.view(rows, heads, -1, query.shape[3])
         parts = [
-            _attention_with_lse(
+            attention_with_lse(
                 grouped[part.rows], keys[part.rows, :, part.keys], values[part.rows, :, part.keys], part.bias, scale
             )
             for part in seen.own
         ]
-        own = parts[0] if len(parts) == 1 else _Attended(*(torch.cat(same) for same in zip(*parts, strict=True)))
+        own = parts[0] if len(parts) == 1 else Attended(*(torch.cat(same) for same in zip(*parts, strict=True)))
         if seen.prefix.start == seen.prefix.stop:
             return own.attended.reshape(rows, 1, -1, size)
         together = grouped.transpose(0, 1).reshape(1, heads, -1, query.shape[3])
@@ -196,7 +197,7 @@ class Rows:
         bias = seen.prefix_bias
         if bias is not None:
             bias = bias[:, None].expand(-1, grouped.shape[2], -1).reshape(1, 1, -1, bias.shape[1])
-        shared = _attention_with_lse(together, keys, values, bias, scale)
+        shared = attention_with_lse(together, keys, values, bias, scale)
         of_prefix = shared.attended.view(heads, rows, -1, size).transpose(0, 1)
         # Softmax over both parts (arXiv:2205.14135, section 3.1): each weighs exp(lse) of the whole.
         share = torch.sigmoid(shared.lse.view(heads, rows, -1).transpose(0, 1) - own.lse)[..., None]
@@ -287,12 +288,6 @@ class _Seen(NamedTuple):
     prefix_bias: Float[Tensor, "active prefix"] | None
 
 
-class _Attended(NamedTuple):
-    attended: Float[Tensor, "batch heads queries size"]
-    lse: Float[Tensor, "batch heads queries"]
-    """Log of the sum of exp(score), in float32."""
-
-
 def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "rows keys"] | None:
     """What is added to scores; None for nothing.
 
@@ -301,20 +296,6 @@ def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "ro
     if visible.device.type != "cuda" and bool(visible.all()):  # a GPU would have to be waited for
         return None
     return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min / 2)
-
-
-def _attention_with_lse(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> _Attended:
-    if query.device.type == "cpu" and key.shape[3] == value.shape[3]:
-        mask = None if bias is None else bias.expand(-1, -1, query.shape[2], -1)
-        return _Attended(
-            *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, 0.0, False, attn_mask=mask, scale=scale
-            )
-        )
-    scores = (query @ key.transpose(2, 3)).float() * scale
-    scores = scores if bias is None else scores + bias
-    lse = scores.logsumexp(dim=-1)
-    return _Attended((scores - lse[..., None]).exp().to(value.dtype) @ value, lse)
 
 
 def _attention(

@@ -1,7 +1,9 @@
 """Weights of linear layers in oneDNN's own order, made once where they do not change.
 
-It would else be made within every product, which costs most where rows are few, and keeps products of thousands of rows
-some percent slower. Only for bfloat16 on a CPU that has instructions for it; what is reordered stands in memory twice.
+Products of few rows gain most by it: in bfloat16 the order would else be made within each of them, and in float32
+another library computes them, at half the speed where the head of a vocabulary is. Products of thousands of rows gain
+some percent. Only on a CPU, and in bfloat16 on one that has instructions for it; what is reordered stands in memory
+twice.
 """
 
 from collections.abc import Iterator
@@ -20,16 +22,18 @@ TYPICAL_ROWS = 32
 class Frozen:
     """Products with a weight, or its transpose, that hardly ever changes: where it does, it is reordered again."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], *, transposed: bool = False) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"], *, transposed: bool = False, in_float32: bool = False) -> None:
+        """`in_float32`: reorder float32 weights too, which gives thousands of rows little for the memory."""
         self._weight = weight
         self._transposed = transposed
+        self._reorders = (torch.bfloat16, torch.float32) if in_float32 else (torch.bfloat16,)
         self._reordered_of: tuple[int, int] | None = None
         """Where the reordered weight lay, and how often it had been written to."""
 
     def __call__(self, rows: Float[Tensor, "*rows in"], bias: Tensor | None = None) -> Float[Tensor, "*rows out"]:
         """Rows W^T + bias, or rows W + bias for the transpose, without a gradient."""
         weight = self._weight.detach().T if self._transposed else self._weight.detach()
-        if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not _can_reorder():
+        if weight.device.type != "cpu" or weight.dtype not in self._reorders or not _can_reorder(weight.dtype):
             return linear(rows, weight, bias)
         state = (weight.data_ptr(), self._weight._version)
         if state != self._reordered_of:
@@ -40,10 +44,10 @@ class Frozen:
 
 
 @cache
-def _can_reorder() -> bool:
-    """Whether oneDNN is there, and finds instructions for bfloat16."""
+def _can_reorder(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, and finds instructions for this precision."""
     try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=torch.bfloat16), TYPICAL_ROWS)
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype), TYPICAL_ROWS)
     except (RuntimeError, AttributeError):
         return False
     return True
@@ -55,7 +59,7 @@ def reordered_weights(model: torch.nn.Module) -> Iterator[None]:
     linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
     try:
         for module in linears:
-            module.forward = partial(Frozen(module.weight), bias=module.bias)  # type: ignore[method-assign]
+            module.forward = partial(Frozen(module.weight, in_float32=True), bias=module.bias)  # type: ignore[method-assign]
         yield
     finally:
         for module in linears:

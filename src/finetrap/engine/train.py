@@ -120,6 +120,7 @@ def train(
     seed: int,
     keep_float32: bool,
     keep_best: bool = False,
+    before: float | None = None,
     scratch: Path | None = None,
     progress: Callable[[TrainingLogEntry, int], None] = lambda entry, steps: None,
 ) -> Trained:
@@ -130,6 +131,7 @@ def train(
     `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
 
     `keep_best`: end with the weights of the best validation loss in any case.
+    `before`: the validation loss to begin with, where it is known; None: it is measured.
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
@@ -147,7 +149,7 @@ def train(
     validate_at = {math.ceil(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
 
     losses = CompletionLoss(model, reserved_bytes=OPTIMISER_BYTES * sum(m.numel() for m in masters.masters))
-    before = validated = _validated(losses, validation)
+    before = validated = _validated(losses, validation) if before is None else before
     # Beside a GPU there is memory for them; beside a CPU's optimiser there is not.
     on_gpu = losses.device.type == "cuda"
     with BytesIO() if on_gpu else TemporaryFile(dir=scratch) as file:
