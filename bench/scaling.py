@@ -2,7 +2,8 @@
 
 Each row holds the seconds at sizes over a range of 16 times, and the exponent of a power law fitted to them by least
 squares on logarithms: 1 is proportional, 0 constant. A size of 0 has no logarithm, and counts in `growth` only: the
-seconds at the largest size over those at the smallest.
+seconds at the largest size over those at the smallest. `floor_growth` is that of the least time that the products can
+take: attending to more shots is more work, however it is done.
 
     python bench/scaling.py [--work shots] [--runs 3]
 """
@@ -19,6 +20,8 @@ from measure import RESULTS, Results, Run, Worker
 from work import Job
 
 SHOTS, SIXTEEN = (0, 1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
+ITEMS, MORE = (8, 16, 32, 64, 128), (25, 50, 100, 200, 400)
+ANSWERING, CHOOSING = "floor.generate", "floor.choose"
 ANSWERS = Job("", "gsm8k", 32, new_tokens=64)
 CHOICES = Job("", "arc_easy", 100)
 
@@ -33,13 +36,15 @@ class Growth(NamedTuple):
     """Of a worker."""
     given: Callable[[int], tuple[Any, ...]]
     """Its arguments at a size: a job first."""
+    floor: str = ""
+    """Of a worker: the least time for a job."""
 
 
 GROWTHS = (
-    Growth("shots", "gsm8k, 32 answers", SHOTS, "ours.generate", lambda n: (ANSWERS._replace(shots=n),)),
-    Growth("shots", "arc_easy, 100 items", SHOTS, "ours.choose", lambda n: (CHOICES._replace(shots=n),)),
-    Growth("test items", "gsm8k", (8, 16, 32, 64, 128), "ours.generate", lambda n: (ANSWERS._replace(items=n),)),
-    Growth("test items", "arc_easy", (25, 50, 100, 200, 400), "ours.choose", lambda n: (CHOICES._replace(items=n),)),
+    Growth("shots", "gsm8k, 32 answers", SHOTS, "ours.generate", lambda n: (ANSWERS._replace(shots=n),), ANSWERING),
+    Growth("shots", "arc_easy, 100 items", SHOTS, "ours.choose", lambda n: (CHOICES._replace(shots=n),), CHOOSING),
+    Growth("test items", "gsm8k", ITEMS, "ours.generate", lambda n: (ANSWERS._replace(items=n),), ANSWERING),
+    Growth("test items", "arc_easy", MORE, "ours.choose", lambda n: (CHOICES._replace(items=n),), CHOOSING),
     Growth(
         "sequence length",
         "lora, 4 rows",
@@ -64,17 +69,25 @@ def measured(growth: Growth, spec: str, *, runs: int, quick: bool, say: Callable
     done: dict[int, list[Run]] = {size: [] for size in sizes}
     with Worker() as worker:
 
-        def once(size: int) -> Run:
+        def given(size: int) -> tuple[Any, ...]:
             job, *rest = growth.given(size)
-            job = job._replace(model=spec, items=max(1, job.items // 4) if quick else job.items)
-            run: Run = worker.call(growth.function, job, *rest)
+            return job._replace(model=spec, items=max(1, job.items // 4) if quick else job.items), *rest
+
+        def once(size: int) -> Run:
+            run: Run = worker.call(growth.function, *given(size))
             return run
+
+        def floor(size: int) -> float:
+            written = [done[size][-1].written] if growth.floor == ANSWERING else []
+            seconds: float = worker.call(growth.floor, *given(size), *written).seconds
+            return seconds
 
         once(sizes[0])
         for _ in range(runs):
             for size in sizes:
                 done[size].append(once(size))
                 say(f"{size}: {done[size][-1].seconds:.2f} s")
+        floor_growth = floor(sizes[-1]) / floor(sizes[0]) if growth.floor else None
     seconds = [statistics.median(run.seconds for run in done[size]) for size in sizes]
     row = {
         "sizes": list(sizes),
@@ -84,6 +97,8 @@ def measured(growth: Growth, spec: str, *, runs: int, quick: bool, say: Callable
         "growth": seconds[-1] / seconds[0],
         "runs": [[run.seconds for run in done[size]] for size in sizes],
     }
+    if floor_growth is not None:
+        row["floor_growth"] = floor_growth
     if growth.work == "trials":
         apart = [statistics.median(run.answers[0] for run in done[size]) for size in sizes]
         trials = sizes[-1] - sizes[0]

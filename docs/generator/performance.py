@@ -129,7 +129,7 @@ def _words(settings: dict[str, Any]) -> str:
 def _scaling(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("what grows", "work", "model", "from", "to", "seconds", "growth", "exponent", "overhead of one more")
+    header = ("what grows", "work", "model", "from", "to", "seconds", "growth", "of the floor", "exponent", "overhead of one more")
     return table(
         header,
         [
@@ -141,6 +141,7 @@ def _scaling(rows: list[dict[str, Any]]) -> str:
                 str(row["sizes"][-1]),
                 f"{row['seconds'][0]:.1f} to {row['seconds'][-1]:.1f}",
                 f"{row['growth']:.2f}x",
+                f"{row['floor_growth']:.2f}x" if "floor_growth" in row else "",
                 f"{row['exponent']:.2f}",
                 f"{100 * row['overhead_per_trial']:.1f}%" if "overhead_per_trial" in row else "",
             )
