@@ -65,6 +65,7 @@ bench: .venv/installed
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/engine.py $(if $(MODELS),--models $(MODELS)) $(BENCH)
 	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/compiled.py
 	$(BIN)/python docs/generate.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -179,7 +179,7 @@ class Bench:
         say(f"ours {row['ours']:.4g}, theirs {row['theirs']:.4g} {row['unit']}: {row['ratio']:.2f}x")
 
     def best(self, work: Work, model: str, job: Job, say: Callable[[str], None]) -> Settings:
-        """The fastest of the peer's settings on fewer rows or tokens; kept in the file for this precision."""
+        """The fastest of the peer's settings on fewer rows or tokens; kept in the file, of the last precision."""
         name = work.name.replace("memory", "train")
         key = {"work": name, "variant": "gsm8k" if work.kind == "memory" else work.variant, "model": model}
         known = None if self.grid_again else self.results.find(part="grid", **key)

@@ -7,6 +7,7 @@ product (norms, DoRA's magnitudes, the optimiser, tokenisation) counts nothing.
 import math
 import statistics
 from collections import Counter
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -71,9 +72,10 @@ def shape(model: str) -> Shape:
     )
 
 
+@lru_cache(maxsize=1)
 @torch.no_grad()
 def machine(model: str) -> Machine:
-    """Medians of a few repeats, measured now."""
+    """Medians of a few repeats, measured once in a process."""
     base = loaded(model).model
     operations, seconds = 0.0, 0.0
     for (rows, columns), count in _linear_shapes(model).items():

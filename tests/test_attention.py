@@ -66,6 +66,18 @@ def test_branches_of_a_tree_behind_a_shared_prefix_equal_each_path_alone(tiny_mo
 
 
 @torch.no_grad()
+def test_sequences_of_any_length_behind_a_long_prefix_equal_each_alone(tiny_model, family):
+    model = tiny_model(family)
+    prefix = [100 + 7 * i % 90 for i in range(LONG_PREFIX + 3)]
+    sequences = [[*prefix, *([60 + i % 31 for i in range(length)])] for length in (5, 300, 1, 40)]
+    row = pack_causal(sequences, "cpu", prefix=len(prefix))
+    with packed_attention_on(model):
+        packed = logits_at(model, row, torch.arange(len(prefix), row.input_ids.shape[1]))
+    alone = torch.cat([plain_logits(model, ids)[len(prefix) :] for ids in sequences])
+    torch.testing.assert_close(packed, alone, rtol=0, atol=3e-5)
+
+
+@torch.no_grad()
 def test_logits_are_given_at_the_positions_asked_for_and_in_that_order(tiny_model):
     model = tiny_model()
     row = pack_causal(SEQUENCES, "cpu")

@@ -69,6 +69,15 @@ def test_a_row_replaces_the_one_of_the_same_work(tmp_path: Path, bench: Any) -> 
     assert [(row["variant"], row["ours"]) for row in rows] == [("b", 2.0), ("other", 3.0)]
 
 
+def test_a_peer_is_tried_in_the_precision_of_the_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from engine import ADAPTER_GRID
+
+    narrow, wide = ([s for step in ADAPTER_GRID.steps_in(p) for s in step] for p in ("bfloat16", "float32"))
+    assert [settings for settings in narrow if settings not in wide] == [{"weights": "bfloat16"}]
+    assert len(wide) == len(narrow) - 1 > 5
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module bench/measure.py."""
@@ -97,3 +106,20 @@ def test_the_exponent_of_what_grows_is_that_of_its_power_law(monkeypatch: pytest
 
     sizes = (0, 1, 2, 4, 8, 16)
     assert exponent(sizes, [5.0, *(3 * n**1.5 for n in sizes[1:])]) == pytest.approx(1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_what_compiling_costs_is_measured_and_shown(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from generator.performance import performance_blocks
+
+    done = _run("compiled.py", "--method", "lora", "--model", tiny_folder, "--out", tmp_path / "compiled.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (row,) = json.loads((tmp_path / "compiled.json").read_text())["rows"]
+    losses = row["loss"]
+    assert [losses["norms"], losses["norms and feed-forward"]] == pytest.approx([losses["nothing"]] * 2, rel=1e-4)
+    assert row["first_step_seconds"]["norms"] > row["first_step_seconds"]["nothing"]
+    assert performance_blocks(tmp_path)["compiled"].count("lora") == 3

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from finetrap.engine import captured as captured_module
 from finetrap.engine import decoding as decoding_module
 from finetrap.engine import generate as generate_module
+from finetrap.engine.blocks import LONG_PREFIX
 from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
 
 PAD = 258
@@ -188,14 +190,13 @@ def test_no_prompts_give_no_answers(tiny_model, tiny_tokenizer):
 
 def assert_answers_after_a_prefix(model, tokenizer, shared, rows):
     """Those of Transformers, to prompts that share so many tokens; answers end at different times."""
-    prompts = [[*range(50, 50 + shared), *prompt] for prompt in make_prompts(16)]
+    prompts = [[*(50 + i % 190 for i in range(shared)), *prompt] for prompt in make_prompts(16)]
     stops = range(0, 256, 8)
     results = generate_greedy(model, tokenizer, prompts, max_new_tokens=NEW, stop_tokens=stops, rows_at_a_time=rows)
     assert_same_tokens(results, *reference(model, prompts, stop_tokens=stops), stop_tokens=stops)
 
 
-@pytest.mark.parametrize("shared", [1, 5, 40])
-@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize(("shared", "rows"), [*product((1, 5, 40), (1, 5, 64)), (LONG_PREFIX + 3, 5)])
 def test_tokens_stay_equal_with_a_prefix_that_all_prompts_share(tiny_model, tiny_tokenizer, family, shared, rows):
     # 40 tokens are more than Gemma's window of 8 here: most of the prefix is out of sight.
     assert_answers_after_a_prefix(tiny_model(family), tiny_tokenizer, shared, rows)

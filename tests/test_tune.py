@@ -7,13 +7,16 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import called, study_file, written_at
 from test_process import finish, start
 
+from finetrap import trial as trial_module
 from finetrap.config import Study, load_study
 from finetrap.data import load_splits
+from finetrap.engine.train import validation_loss
 from finetrap.errors import StudyError
 from finetrap.method import Method, Training, learning_rate_prior, method, parse_arm, trains, tunable
 from finetrap.plan import missing
@@ -238,14 +241,11 @@ def test_every_trained_method_gets_the_same_budget(tuned: Tuned) -> None:
 
 def test_every_rung_is_a_whole_schedule_from_the_untouched_model(tuned: Tuned) -> None:
     untouched = {c.validation_loss for c in tuned.arm("prompted").tuning if c.value == "plain"}
-    losses = set()
     for planned in (*tuned.candidates("lora"), *tuned.candidates("full")):
         log, record = tuned.store.training_log(planned.trial), tuned.store.training(planned.trial)
         assert record is not None
-        losses.add(record.validation_loss_before)
         assert [record.validation_loss_before] == [pytest.approx(loss, rel=1e-4) for loss in untouched]
         assert max(entry.learning_rate for entry in log) == pytest.approx(planned.trial.settings["learning_rate"])
-    assert len(losses) == 1
 
 
 def test_a_rung_reads_its_share_of_the_training_rows_in_order(tuned: Tuned, tiny_folder: Path, tmp_path: Path) -> None:
@@ -378,3 +378,21 @@ def test_tuning_that_is_interrupted_goes_on_and_ends_as_if_nothing_had_been(
     ended = outputs(out)
     assert len(ended) == 3 + 4
     assert ended == {name: rows for name, rows in outputs(tuned.folder).items() if name in ended}
+
+
+def test_where_every_training_begins_is_measured_once(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def counted(*given: Any) -> float | None:
+        measured.append(validation_loss(*given))
+        return measured[-1]
+
+    monkeypatch.setattr(trial_module, "validation_loss", counted)
+    path = study_file(tmp_path, tiny_folder, arms=["lora", "full"], retention=[], tune="quick", limit_train=24)
+    load_study(path).run(tmp_path / "out", progress=False)
+    records = [json.loads(record.read_text()) for record in tmp_path.glob("out/trials/*/training.json")]
+    assert len(records) == 10
+    assert {record["validation_loss_before"] for record in records} == {*measured}
+    assert len(measured) == 1

@@ -11,13 +11,16 @@ RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 
 def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
     """Block name to tables."""
-    engine, scaling, gpu = (_read(results / f"{name}.json") for name in ("engine", "scaling", "gpu"))
+    engine, scaling, compiled, gpu = (
+        _read(results / f"{name}.json") for name in ("engine", "scaling", "compiled", "gpu")
+    )
     return {
         "engine": _dated(engine, _engine(engine.get("rows", []))),
         "floor": _floor([row for row in engine.get("rows", []) if "floor" in row]),
         "agreement": _agreement([row for row in engine.get("rows", []) if row.get("agreement") or row.get("loss")]),
         "settings": _settings(engine.get("rows", []), engine.get("grid", [])),
         "scaling": _dated(scaling, _scaling(scaling.get("rows", []))),
+        "compiled": _dated(compiled, _compiled(compiled.get("rows", []))),
         "gpu": _dated(gpu, _gpu(gpu.get("rows", []))),
     }
 
@@ -37,7 +40,7 @@ def _dated(file: dict[str, Any], rows: str) -> str:
 def _engine(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "in", "date")
+    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "precision", "date")
     return table(
         header,
         [
@@ -129,7 +132,18 @@ def _words(settings: dict[str, Any]) -> str:
 def _scaling(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("what grows", "work", "model", "from", "to", "seconds", "growth", "of the floor", "exponent", "overhead of one more")
+    header = (
+        "what grows",
+        "work",
+        "model",
+        "from",
+        "to",
+        "seconds",
+        "growth",
+        "of the floor",
+        "exponent",
+        "overhead of one more",
+    )
     return table(
         header,
         [
@@ -148,6 +162,32 @@ def _scaling(rows: list[dict[str, Any]]) -> str:
             for row in rows
         ],
     )
+
+
+def _compiled(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    return table(
+        ("trains", "model", "compiled", "first step", "each after it", "pays after"),
+        [
+            (
+                row["method"],
+                row["model"],
+                what,
+                f"{row['first_step_seconds'][what]:.1f} s",
+                f"{seconds:.1f} s",
+                _pays(row["pays_after_steps"].get(what, 0), what),
+            )
+            for row in rows
+            for what, seconds in row["step_seconds"].items()
+        ],
+    )
+
+
+def _pays(steps: float | None, what: str) -> str:
+    if what == "nothing":
+        return ""
+    return "never" if steps is None else f"{steps:.0f} steps"
 
 
 def _gpu(rows: list[dict[str, Any]]) -> str:

@@ -44,7 +44,7 @@ class TaskItems(NamedTuple):
 def load_tasks(study: Study) -> dict[str, TaskItems]:
     """The study's target tasks.
 
-    Where train is limited, validation is no more than a quarter of that: it is read five times in a run, and would
+    Where train is limited, validation is no more than a quarter of that: it is read four times in a run, and would
     cost more than the training that it watches.
     """
     study.check_targets()

@@ -243,7 +243,7 @@ class TrainingRecord(Record):
     """The step whose weights are the artifact: the last, or the best one of a run that diverged."""
     steps: int
     validation_loss_before: float | None
-    """Of the untouched model."""
+    """Of the untouched model; with a plugin's method, of what that made of it."""
     validation_loss: float | None
     trainable_parameters: int
     train_tokens: int

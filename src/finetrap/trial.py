@@ -228,7 +228,8 @@ def _train(
     texts = items.replayed(method, trial.seed)
     rows = [*rows, *(TrainingRow(encoder.text_row(text)[:limit], prompt_length=1) for text in texts)]
 
-    before = _untouched_loss(loaded.model, encoder, items.splits.validation, limit)
+    # What a plugin prepares may begin elsewhere.
+    before = None if trial.plugin else _untouched_loss(loaded.model, encoder, items.splits.validation, limit)
     model = loaded.copy()
     steps = math.ceil(len(rows) / method.training.batch_size) * method.training.epochs
     reporter.stage("training", steps)
@@ -301,7 +302,8 @@ def _untouched_loss(
     model: "PreTrainedModel", encoder: Encoder, examples: tuple[Example, ...], limit: int
 ) -> float | None:
     """Where every training of this model begins: measured once, and kept for as long as the model is."""
-    known, key = _UNTOUCHED_LOSSES.setdefault(model, {}), (encoder, examples, limit)
+    known = _UNTOUCHED_LOSSES.setdefault(model, {})
+    key = encoder.task.name, encoder.task.version, encoder.chat, examples, limit
     if key not in known:
         with packed_attention_on(model):
             known[key] = validation_loss(model, _rows(encoder, examples, limit)[0])

@@ -66,15 +66,15 @@ class BlockAttention(torch.autograd.Function):
 def attend(
     query: Float[Tensor, "1 heads queries size"],
     key: Float[Tensor, "1 key_heads tokens size"],
-    value: Float[Tensor, "1 key_heads tokens size"],
+    value: Float[Tensor, "1 key_heads tokens value_size"],
     blocks: Sequence[Block],
     scale: float,
-) -> Float[Tensor, "1 queries heads size"]:
+) -> Float[Tensor, "1 queries heads value_size"]:
     """Attention within each block, without a gradient; the queries are the last of the tokens that the keys are of."""
     _, heads, tokens, _ = query.shape
     before = key.shape[2] - tokens
     attended = value.new_empty(1, tokens, heads, value.shape[3])
-    apart = _prefix_apart(blocks, query)
+    apart = _prefix_apart(blocks, key) if key.shape[3] == value.shape[3] else None
     of_prefix = None
     if apart is not None:
         # All queries behind the prefix ask for it.
@@ -100,7 +100,7 @@ def attend(
 class Attended(NamedTuple):
     """Attention to a part of the keys; two parts make a whole by exp(lse) of each (arXiv:2205.14135, section 3.1)."""
 
-    attended: Float[Tensor, "batch heads queries size"]
+    attended: Float[Tensor, "batch heads queries value_size"]
     lse: Float[Tensor, "batch heads queries"]
     """Log of the sum of exp(score), in float32."""
 
@@ -108,7 +108,7 @@ class Attended(NamedTuple):
 def attention_with_lse(
     query: Float[Tensor, "batch heads queries size"],
     key: Float[Tensor, "batch heads keys size"],
-    value: Float[Tensor, "batch heads keys size"],
+    value: Float[Tensor, "batch heads keys value_size"],
     bias: Float[Tensor, "#batch #heads #queries keys"] | None,
     scale: float,
 ) -> Attended:
@@ -149,8 +149,8 @@ def _prefix_apart(blocks: Sequence[Block], like: Tensor) -> slice | None:
         return None
     start, stop = prefixes.pop()
     # What stands behind it has to be all that sees it.
-    behind = [block for block in blocks if block.queries.start >= stop]
-    return slice(start, stop) if stop - start >= LONG_PREFIX and start == 0 and behind == seeing else None
+    all_see = len(seeing) == sum(block.queries.start >= stop for block in blocks)
+    return slice(start, stop) if stop - start >= LONG_PREFIX and start == 0 and all_see else None
 
 
 def _of_own(block: Block) -> Tensor | None:

@@ -2,8 +2,8 @@
 
 Products of few rows gain most by it: in bfloat16 the order would else be made within each of them, and in float32
 another library computes them, at half the speed where the head of a vocabulary is. Products of thousands of rows gain
-some percent. Only on a CPU, and in bfloat16 on one that has instructions for it; what is reordered stands in memory
-twice.
+some percent. Only on a CPU, in bfloat16 on one that has instructions for it, and in float32 where memory is ample: what
+is reordered stands in memory twice.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
+
+from finetrap.cost import free_memory_bytes
 
 TYPICAL_ROWS = 32
 """For which oneDNN chooses the order; the one for thousands of rows is hardly another."""
@@ -57,9 +59,11 @@ def _can_reorder(dtype: torch.dtype) -> bool:
 def reordered_weights(model: torch.nn.Module) -> Iterator[None]:
     """Within it, the linear layers of `model` compute with reordered weights, and without a gradient."""
     linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    twice = sum(module.weight.numel() * module.weight.itemsize for module in linears)
+    ample = twice <= free_memory_bytes("cpu") // 4
     try:
         for module in linears:
-            module.forward = partial(Frozen(module.weight, in_float32=True), bias=module.bias)  # type: ignore[method-assign]
+            module.forward = partial(Frozen(module.weight, in_float32=ample), bias=module.bias)  # type: ignore[method-assign]
         yield
     finally:
         for module in linears:
