@@ -20,7 +20,12 @@ TRIALS = ["zero_shot", "lora:rank=2", "long=full:epochs=25"]
 
 def start(*arguments: object, python: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     command = [sys.executable, *python, "-m", "finetrap", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job has its children ignore Ctrl-C, and so would the tests' own.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
