@@ -40,6 +40,7 @@ def steps(job: Job, endings: tuple[str, ...], count: int) -> Run:
     model = loaded(job.model).copy()
     ended: list[float] = []
     with packed_attention_on(model):
+        torch.manual_seed(0)
         method.prepare(model)
         for module in model.modules():
             if endings and type(module).__name__.endswith(endings):
