@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import SMOLLM2, arguments, quiet, say_of, spec_of
+from engine import SMOLLM2, arguments, model_here, quiet, say_of
 from measure import RESULTS, Results, Run, Worker, WorkerError
 from work import Job, encoder, loaded, training_examples
 
@@ -89,10 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "compiled.json")
     given = arguments(parser)
     quiet()
-    spec = spec_of(given.model, given.models)
-    if spec is None:
-        raise SystemExit(f"{given.model} is not here; run: finetrap models get {given.model}")
-    model = Path(spec).stem if Path(spec).exists() else spec
+    model, spec = model_here(given)
     results = Results(given.out, "method", "model")
     for method in given.method or ("full", "lora"):
         say = say_of(f"{method}, {model}")

@@ -328,12 +328,20 @@ def spec_of(model: str, folder: Path | None) -> str | None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What this script and the one on scaling are told."""
+    """What this script and those beside it are told."""
     folder = os.environ.get("FINETRAP_BENCH_MODELS")
     parser.add_argument("--models", type=Path, default=folder, help="folder with GGUF files")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a few rows: whether it runs, not how fast")
     return parser.parse_args()
+
+
+def model_here(given: argparse.Namespace) -> tuple[str, str]:
+    """The name of the one model that a script was told, and what finds it; ends the script where it is not here."""
+    spec = spec_of(given.model, given.models)
+    if spec is None:
+        raise SystemExit(f"{given.model} is not here; run: finetrap models get {given.model}")
+    return (Path(spec).stem if Path(spec).exists() else spec), spec
 
 
 def quiet() -> None:

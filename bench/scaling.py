@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from engine import SMOLLM2, arguments, quiet, say_of, spec_of
+from engine import SMOLLM2, arguments, model_here, quiet, say_of
 from measure import RESULTS, Results, Run, Worker
 from work import Job
 
@@ -115,10 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     given = arguments(parser)
     quiet()
-    spec = spec_of(given.model, given.models)
-    if spec is None:
-        raise SystemExit(f"{given.model} is not here; run: finetrap models get {given.model}")
-    model = Path(spec).stem if Path(spec).exists() else spec
+    model, spec = model_here(given)
     results = Results(given.out, "work", "variant", "model")
     for growth in GROWTHS:
         if given.work and growth.work not in given.work:

@@ -54,7 +54,7 @@ class BlockAttention(torch.autograd.Function):
             keys, values = _seen(key, block), _seen(value, block)
             queries = _by_key_head(query[0, :, block.queries], key_heads)
             above = _by_key_head(gradient[0, block.queries].transpose(0, 1), key_heads)
-            weights = _weights(queries, keys, block, ctx.scale)
+            weights = _scores(queries, keys, block, ctx.scale).softmax(dim=-1)
             d_weights = torch.bmm(above, values.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads)
@@ -84,7 +84,8 @@ def attend(
         asking = slice(block.queries.start - before, block.queries.stop - before)
         queries = _by_key_head(query[0, :, asking], key.shape[1])
         if of_prefix is None or block.prefix != apart:
-            out = torch.bmm(_weights(queries, _seen(key, block), block, scale), _seen(value, block))
+            weights = _scores(queries, _seen(key, block), block, scale).softmax(dim=-1)
+            out = torch.bmm(weights, _seen(value, block))
             attended[0, asking] = _by_head(out, heads).transpose(0, 1)
             continue
         own = Block(block.queries, slice(0, 0), block.own, _of_own(block), sees_prefix=True)
@@ -155,15 +156,6 @@ def _prefix_apart(blocks: Sequence[Block], like: Tensor) -> slice | None:
 
 def _of_own(block: Block) -> Tensor | None:
     return None if block.bias is None else block.bias[:, block.prefix.stop - block.prefix.start :]
-
-
-def _weights(
-    queries: Float[Tensor, "key_heads queries size"],
-    keys: Float[Tensor, "key_heads keys size"],
-    block: Block,
-    scale: float,
-) -> Float[Tensor, "key_heads queries keys"]:
-    return _scores(queries, keys, block, scale).softmax(dim=-1)
 
 
 def _scores(
