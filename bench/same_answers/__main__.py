@@ -22,7 +22,7 @@ from typing import Any
 import finetrap
 from finetrap.provenance import processor
 from same_answers.cells import Cell, Outcome
-from same_answers.low_precision import summary
+from same_answers.low_precision import possible, summary
 from same_answers.matrix import matrix, sample
 from same_answers.subjects import SMOLLM2, models
 
@@ -112,6 +112,8 @@ def main() -> int:
             _write([done[c.key] for c in everything if c.key in done])
     if SMOLLM2 not in models():
         print("without SmolLM2, which is not on this machine: finetrap models get smollm2-135m-instruct-q4")
+    elif not possible():
+        print("without answers in bfloat16, in which this processor does not multiply")
     failed = [cell.key for cell in chosen if cell.key in done and not done[cell.key]["passed"]]
     print(f"{len(failed)} failed" if failed else "all the same")
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 Rounding decides between tokens that are nearly as likely, and the order of additions decides the rounding: another
 batch size is another answer now and then. How often is measured here, on SmolLM2 and GSM8K; nothing passes or fails.
+A processor that does not multiply in bfloat16 would take hours, and no study computes in it there: it has no cells.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 
 from finetrap.data import Encoder, draw_shots, load_splits, load_test
 from finetrap.engine.generate import generate_greedy
+from finetrap.models import choose_device, choose_dtype
 from finetrap.task import Example, get_task
 from same_answers.cells import Cell, Outcome
 from same_answers.generation import transformers_answers
@@ -62,9 +64,14 @@ def _correct(texts: Sequence[str], examples: Sequence[Example]) -> list[bool]:
     return [bool(score(text, example.gold).correct) for text, example in zip(texts, examples, strict=True)]
 
 
+def possible() -> bool:
+    """Whether studies on this machine compute in bfloat16."""
+    return choose_dtype("auto", choose_device("auto")) == torch.bfloat16
+
+
 def cells(models: Sequence[str]) -> Iterator[Cell]:
     """GSM8K's first items, some at a time."""
-    if SMOLLM2 in models:
+    if SMOLLM2 in models and possible():
         for shots in (0, 5):
             for start in range(0, ITEMS, SLICE):
                 what = f"answers in bfloat16, items {start + 1} to {start + SLICE}"
