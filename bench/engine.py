@@ -214,7 +214,12 @@ def _search(
     work: Work, job: Job, moves: Sequence[Sequence[Settings]], points: list[Settings], say: Callable[[str], None]
 ) -> Settings:
     """The best settings of a grid. What fails, most often for want of memory, is noted and cannot win."""
-    small = job._replace(items=job.batch) if work.method else job._replace(new_tokens=job.new_tokens // 4)
+    if work.method:
+        small = job._replace(items=job.batch)
+    elif work.kind == "choose":
+        small = job._replace(items=job.items // 2)
+    else:
+        small = job._replace(new_tokens=job.new_tokens // 4)
     best, least = work.grid.start, float("inf")
     worker = _warm(work, job, work.grid.start)
     for move in (({},), *moves):
