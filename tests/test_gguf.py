@@ -1,15 +1,19 @@
 """GGUF files, made in the test."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFWriter, LlamaFileType
+from tiny import SIZES, make_model
 from tokenizers import pre_tokenizers
-from transformers import GemmaTokenizer, GPT2Tokenizer
+from transformers import AutoModelForCausalLM, GemmaTokenizer, GPT2Tokenizer
 
 from finetrap.errors import StudyError
-from finetrap.gguf import read_header, repair
+from finetrap.gguf import dequantised, read_header, repair
 
 
 @pytest.fixture
@@ -76,6 +80,64 @@ def test_a_file_that_does_not_say_its_sizes_is_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(StudyError, match=r"does not say its llama\.block_count"):
         read_header(path)
+
+
+# --- the dequantised copy ---------------------------------------------------------------------------------------------
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def write_qwen2(path: Path) -> Path:
+    """A GGUF file of the tiny Qwen 2 model, its weights in float32."""
+    model = make_model("qwen2")
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_block_count(SIZES["num_hidden_layers"])
+    writer.add_context_length(SIZES["max_position_embeddings"])
+    writer.add_embedding_length(SIZES["hidden_size"])
+    writer.add_feed_forward_length(SIZES["intermediate_size"])
+    writer.add_head_count(SIZES["num_attention_heads"])
+    writer.add_head_count_kv(SIZES["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"<|{i}|>" for i in range(4)), "ab"])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    for name, weight in model.state_dict().items():
+        for theirs, named in GGUF_NAMES.items():
+            name = name.replace(theirs, named)
+        writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_two_studies_that_begin_at_once_make_the_same_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path / "cache"))
+    path = write_qwen2(tmp_path / "model.gguf")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        folders = set(pool.map(dequantised, [path] * 2, ["sha"] * 2))
+    (folder,) = folders
+    assert [entry for entry in folder.parent.iterdir() if entry != folder] == []
+    copy = AutoModelForCausalLM.from_pretrained(folder)
+    for name, weight in make_model("qwen2").state_dict().items():
+        torch.testing.assert_close(copy.state_dict()[name], weight, rtol=0, atol=0)
 
 
 # --- what Transformers' conversion of a tokenizer loses --------------------------------------------------------------

@@ -97,7 +97,12 @@ def dequantised(path: Path, sha256: str) -> Path:
         repair(tokenizer, header.pre_tokenizer)
         tokenizer.save_pretrained(part)
         part.chmod(0o755)
-        part.replace(folder)
+        try:
+            part.replace(folder)
+        except OSError:
+            # Another process made it meanwhile: the same copy.
+            if not (folder / "config.json").is_file():
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
