@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def check_memory(parameters: int, *, dtype: str, device: str, name: str) -> None
 
 
 def free_memory_bytes(device: str) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device; in a container, within its limit."""
     if device.startswith("cuda"):
         import torch
 
@@ -97,7 +97,36 @@ def free_memory_bytes(device: str) -> int:
         # What torch keeps for itself and does not use is free to torch.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     give_back_freed_memory()
-    return int(psutil.virtual_memory().available)
+    groups = Path("/proc/self/cgroup")
+    limits: Iterable[int] = free_in_control_groups(groups.read_text()) if groups.is_file() else ()
+    return min(int(psutil.virtual_memory().available), *limits)
+
+
+def free_in_control_groups(groups: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that are left to a process by each of its Linux control groups that has a limit, of version 1 or 2.
+
+    `groups` are the lines of its /proc/PID/cgroup. What files have in memory and is not in use counts as free, as
+    Kubernetes counts it.
+    """
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, limit, usage = root, "memory.max", "memory.current"
+            unused = "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            unused = "total_inactive_file"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # A container often sees its own group as the top, and "max" is no limit.
+            with suppress(OSError, ValueError):
+                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                fields = dict(field.split() for field in (folder / "memory.stat").read_text().splitlines())
+                yield max(0, free + int(fields[unused]))
+            if folder == top:
+                break
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,0 +1,82 @@
+"""Memory that is free, in containers above all."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from finetrap.cost import free_in_control_groups, free_memory_bytes
+
+GIB = 2**30
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+UNLIMITED = 9223372036854771712
+"""What version 1 says where there is no limit."""
+
+
+def group(folder: Path, names: tuple[str, str, str], *, limit: object, usage: int, unused: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(names, (limit, usage, f"{names[2]} {unused}"), strict=True):
+        file = "memory.stat" if name == names[2] else name
+        (folder / file).write_text(f"{content}\n")
+
+
+def test_a_limit_leaves_what_is_not_used_or_only_cached(tmp_path: Path) -> None:
+    group(tmp_path / "pod", VERSION_2, limit=16 * GIB, usage=6 * GIB, unused=GIB)
+    assert list(free_in_control_groups("0::/pod\n", tmp_path)) == [11 * GIB]
+
+
+def test_limits_of_the_groups_around_it_hold_too(tmp_path: Path) -> None:
+    group(tmp_path / "pod", VERSION_2, limit=4 * GIB, usage=3 * GIB)
+    group(tmp_path / "pod" / "container", VERSION_2, limit="max", usage=2 * GIB)
+    group(tmp_path / "pod" / "container" / "mine", VERSION_2, limit=16 * GIB, usage=2 * GIB)
+    assert min(free_in_control_groups("0::/pod/container/mine\n", tmp_path)) == GIB
+
+
+def test_a_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
+    group(tmp_path / "memory", VERSION_1, limit=8 * GIB, usage=2 * GIB, unused=GIB)
+    groups = "12:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/docker/abc\n"
+    assert list(free_in_control_groups(groups, tmp_path)) == [7 * GIB]
+
+
+def test_what_is_full_leaves_nothing(tmp_path: Path) -> None:
+    group(tmp_path, VERSION_2, limit=GIB, usage=GIB + 4096)
+    assert list(free_in_control_groups("0::/\n", tmp_path)) == [0]
+
+
+def test_without_a_limit_the_machine_decides(tmp_path: Path) -> None:
+    group(tmp_path / "memory", VERSION_1, limit=UNLIMITED, usage=2 * GIB)
+    (free,) = free_in_control_groups("4:memory:/\n", tmp_path)
+    assert free > psutil.virtual_memory().total
+    assert 0 < free_memory_bytes("cpu") <= psutil.virtual_memory().total
+
+
+@pytest.fixture
+def limited_group() -> Iterator[Path]:
+    """A new control group of 3 GiB, of whichever version there is."""
+    top = Path("/sys/fs/cgroup/memory" if Path("/sys/fs/cgroup/memory").is_dir() else "/sys/fs/cgroup")
+    folder = top / f"finetrap-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        name = VERSION_1[0] if (folder / VERSION_1[0]).exists() else VERSION_2[0]
+        (folder / name).write_text(str(3 * GIB))
+    except OSError as error:
+        if folder.is_dir():
+            folder.rmdir()
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    folder.rmdir()
+
+
+def test_a_real_limit_is_seen(limited_group: Path) -> None:
+    code = (
+        f"open({str(limited_group / 'cgroup.procs')!r}, 'w').write('0')\n"
+        "from finetrap.cost import free_memory_bytes\n"
+        "print(free_memory_bytes('cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2 * GIB < int(done.stdout) < 3 * GIB
