@@ -66,6 +66,7 @@ bench: .venv/installed
 	$(BIN)/python bench/engine.py $(if $(MODELS),--models $(MODELS)) $(BENCH)
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/compiled.py
+	$(BIN)/python bench/fits.py $(if $(MODELS),--models $(MODELS))
 	$(BIN)/python docs/generate.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -56,6 +56,11 @@ class Worker:
         self._process.start()
         other.close()
 
+    @property
+    def pid(self) -> int | None:
+        """The process's."""
+        return self._process.pid
+
     def call(self, function: str, *arguments: Any, **settings: Any) -> Any:
         """The value of `MODULE.FUNCTION` in the worker."""
         try:
@@ -78,6 +83,7 @@ class Worker:
         self._pipe.close()
         self._process.join(5)
         self._process.terminate()
+        self._process.join()
 
 
 def _serve(pipe: Connection) -> None:

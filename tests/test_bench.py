@@ -125,3 +125,25 @@ def test_what_compiling_costs_is_measured_and_shown(
     assert [losses["norms"], losses["norms and feed-forward"]] == pytest.approx([losses["nothing"]] * 2, rel=1e-4)
     assert row["first_step_seconds"]["norms"] > row["first_step_seconds"]["nothing"]
     assert performance_blocks(tmp_path)["compiled"].count("| full |") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_what_fits_is_trained_and_what_does_not_is_killed_and_said(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from generator.performance import performance_blocks
+
+    out = tmp_path / "fits.json"
+    for gigabytes in (4, 0.1):
+        done = _run("fits.py", "--model", tiny_folder, "--gigabytes", gigabytes, "--out", out)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "no control group can be made" in done.stdout:
+            pytest.skip("to make a control group takes root")
+    ample, scarce = json.loads(out.read_text())["rows"]
+    assert ample["fits"]
+    assert 0 < ample["peak"] < 4e9
+    assert not scarce["fits"]
+    assert "killed" in scarce["says"]
+    assert performance_blocks(tmp_path)["fits"].count("| full |") == 2

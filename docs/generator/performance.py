@@ -11,8 +11,8 @@ RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 
 def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
     """Block name to tables."""
-    engine, scaling, compiled, gpu = (
-        _read(results / f"{name}.json") for name in ("engine", "scaling", "compiled", "gpu")
+    engine, scaling, compiled, fits, gpu = (
+        _read(results / f"{name}.json") for name in ("engine", "scaling", "compiled", "fits", "gpu")
     )
     return {
         "engine": _dated(engine, _engine(engine.get("rows", []))),
@@ -21,6 +21,7 @@ def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
         "settings": _settings(engine.get("rows", []), engine.get("grid", [])),
         "scaling": _dated(scaling, _scaling(scaling.get("rows", []))),
         "compiled": _dated(compiled, _compiled(compiled.get("rows", []))),
+        "fits": _dated(fits, _fits(fits.get("rows", []))),
         "gpu": _dated(gpu, _gpu(gpu.get("rows", []))),
     }
 
@@ -188,6 +189,25 @@ def _pays(steps: float | None, what: str) -> str:
     if what == "nothing":
         return ""
     return "never" if steps is None else f"{steps:.0f} steps"
+
+
+def _fits(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    return table(
+        ("trains", "model", "weights", "precision", "limit", "most that it took"),
+        [
+            (
+                row["method"],
+                row["model"],
+                f"{row['parameters'] / 1e6:.0f}M",
+                row["precision"],
+                f"{row['limit'] / 1e9:.0f} GB",
+                f"{row['peak'] / 1e9:.1f} GB" if row["fits"] else "more",
+            )
+            for row in rows
+        ],
+    )
 
 
 def _gpu(rows: list[dict[str, Any]]) -> str:
