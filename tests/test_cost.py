@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from finetrap import cost
 from finetrap.cost import free_in_control_groups, free_memory_bytes
 
 GIB = 2**30
@@ -20,9 +21,8 @@ UNLIMITED = 9223372036854771712
 
 def group(folder: Path, names: tuple[str, str, str], *, limit: object, usage: int, unused: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in zip(names, (limit, usage, f"{names[2]} {unused}"), strict=True):
-        file = "memory.stat" if name == names[2] else name
-        (folder / file).write_text(f"{content}\n")
+    for name, content in zip((*names[:2], "memory.stat"), (limit, usage, f"{names[2]} {unused}"), strict=True):
+        (folder / name).write_text(f"{content}\n")
 
 
 def test_a_limit_leaves_what_is_not_used_or_only_cached(tmp_path: Path) -> None:
@@ -43,6 +43,47 @@ def test_a_container_sees_its_own_group_as_the_top(tmp_path: Path) -> None:
     assert list(free_in_control_groups(groups, tmp_path)) == [7 * GIB]
 
 
+def test_a_container_sees_groups_below_its_own_too(tmp_path: Path) -> None:
+    group(tmp_path / "memory", VERSION_1, limit=8 * GIB, usage=2 * GIB)
+    group(tmp_path / "memory" / "job", VERSION_1, limit=3 * GIB, usage=2 * GIB)
+    assert sorted(free_in_control_groups("4:memory:/docker/abc/job\n", tmp_path)) == [GIB, 6 * GIB]
+
+
+def test_what_is_throttled_is_a_limit_too(tmp_path: Path) -> None:
+    group(tmp_path, VERSION_2, limit=16 * GIB, usage=2 * GIB)
+    (tmp_path / "memory.high").write_text(f"{5 * GIB}\n")
+    assert min(free_in_control_groups("0::/\n", tmp_path)) == 3 * GIB
+
+
+def test_a_limit_counts_where_nothing_says_what_is_cached(tmp_path: Path) -> None:
+    group(tmp_path, VERSION_2, limit=4 * GIB, usage=GIB)
+    for content in ("", "anon 4096\n", "unreadable\n"):
+        (tmp_path / "memory.stat").write_text(content)
+        assert list(free_in_control_groups("0::/\n", tmp_path)) == [3 * GIB]
+    (tmp_path / "memory.stat").unlink()
+    assert list(free_in_control_groups("0::/\n", tmp_path)) == [3 * GIB]
+
+
+@pytest.mark.parametrize("limit", ["max", None])
+def test_a_desktop_has_no_limit(tmp_path: Path, limit: str | None) -> None:
+    if limit:
+        group(tmp_path / "user.slice", VERSION_2, limit=limit, usage=GIB)
+    assert list(free_in_control_groups("0::/user.slice/session-1.scope\n", tmp_path)) == []
+
+
+@pytest.mark.parametrize("groups", ["0::/\n", ""])
+def test_without_limits_what_the_machine_has_is_free(
+    groups: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "free_in_control_groups", lambda _: free_in_control_groups(groups, tmp_path))
+    assert 0 < free_memory_bytes("cpu") <= psutil.virtual_memory().total
+
+
+def test_a_machine_without_control_groups_has_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda _: False)
+    assert 0 < free_memory_bytes("cpu") <= psutil.virtual_memory().total
+
+
 def test_what_is_full_leaves_nothing(tmp_path: Path) -> None:
     group(tmp_path, VERSION_2, limit=GIB, usage=GIB + 4096)
     assert list(free_in_control_groups("0::/\n", tmp_path)) == [0]
@@ -58,6 +99,8 @@ def test_without_a_limit_the_machine_decides(tmp_path: Path) -> None:
 @pytest.fixture
 def limited_group() -> Iterator[Path]:
     """A new control group of 3 GiB, of whichever version there is."""
+    if psutil.virtual_memory().available < 4 * GIB:
+        pytest.skip("the machine has less than the group")
     top = Path("/sys/fs/cgroup/memory" if Path("/sys/fs/cgroup/memory").is_dir() else "/sys/fs/cgroup")
     folder = top / f"finetrap-test-{os.getpid()}"
     try:

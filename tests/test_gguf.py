@@ -1,8 +1,8 @@
 """GGUF files, made in the test."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from tiny import SIZES, make_model
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, GemmaTokenizer, GPT2Tokenizer
 
+from finetrap import gguf
 from finetrap.errors import StudyError
 from finetrap.gguf import dequantised, read_header, repair
 
@@ -128,16 +129,41 @@ def write_qwen2(path: Path) -> Path:
     return path
 
 
-def test_two_studies_that_begin_at_once_make_the_same_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def qwen2_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FINETRAP_CACHE", str(tmp_path / "cache"))
-    path = write_qwen2(tmp_path / "model.gguf")
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        folders = set(pool.map(dequantised, [path] * 2, ["sha"] * 2))
-    (folder,) = folders
-    assert [entry for entry in folder.parent.iterdir() if entry != folder] == []
+    return write_qwen2(tmp_path / "model.gguf")
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Before a copy is whole, and once."""
+    waiting = [happens]
+
+    def repaired(*arguments: Any) -> None:
+        repair(*arguments)
+        if waiting:
+            waiting.pop()()
+
+    monkeypatch.setattr(gguf, "repair", repaired)
+
+
+def test_of_two_studies_that_begin_at_once_the_slower_takes_the_faster_ones_copy(
+    qwen2_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, lambda: dequantised(qwen2_file, "sha"))
+    folder = dequantised(qwen2_file, "sha")
+    assert list(folder.parent.iterdir()) == [folder]
     copy = AutoModelForCausalLM.from_pretrained(folder)
     for name, weight in make_model("qwen2").state_dict().items():
         torch.testing.assert_close(copy.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_what_is_no_copy_is_not_taken_for_one(qwen2_file: Path) -> None:
+    folder = dequantised(qwen2_file, "sha")
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match="not empty"):
+        dequantised(qwen2_file, "sha")
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 # --- what Transformers' conversion of a tokenizer loses --------------------------------------------------------------

@@ -99,34 +99,38 @@ def free_memory_bytes(device: str) -> int:
     give_back_freed_memory()
     groups = Path("/proc/self/cgroup")
     limits: Iterable[int] = free_in_control_groups(groups.read_text()) if groups.is_file() else ()
-    return min(int(psutil.virtual_memory().available), *limits)
+    return min([int(psutil.virtual_memory().available), *limits])
 
 
 def free_in_control_groups(groups: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """Bytes that are left to a process by each of its Linux control groups that has a limit, of version 1 or 2.
 
-    `groups` are the lines of its /proc/PID/cgroup. What files have in memory and is not in use counts as free, as
-    Kubernetes counts it.
+    `groups` are the lines of its /proc/PID/cgroup. What is kept of files counts as free: it makes room.
     """
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            top, limit, usage = root, "memory.max", "memory.current"
-            unused = "inactive_file"
+            top, limits, usage, kept = root, ["memory.max", "memory.high"], "memory.current", ""
         elif "memory" in controllers.split(","):
-            top, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            unused = "total_inactive_file"
+            top, limits, usage, kept = root / "memory", ["memory.limit_in_bytes"], "memory.usage_in_bytes", "total_"
         else:
             continue
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            # A container often sees its own group as the top, and "max" is no limit.
-            with suppress(OSError, ValueError):
-                free = int((folder / limit).read_text()) - int((folder / usage).read_text())
-                fields = dict(field.split() for field in (folder / "memory.stat").read_text().splitlines())
-                yield max(0, free + int(fields[unused]))
-            if folder == top:
-                break
+        parts = Path(path).parts[1:]
+        ends = range(len(parts) + 1)
+        # A container often sees its own group as the top: what its path begins with is not there.
+        for folder in {top.joinpath(*parts[start:end]) for end in ends for start in range(end + 1)}:
+            for limit in limits:
+                # "max" is no limit.
+                with suppress(OSError, ValueError):
+                    free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+                    yield max(0, free + _kept_of_files(folder / "memory.stat", kept))
+
+
+def _kept_of_files(statistics: Path, prefix: str) -> int:
+    with suppress(OSError, ValueError):
+        fields = dict(line.split() for line in statistics.read_text().splitlines())
+        return sum(int(fields.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    return 0
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
