@@ -8,12 +8,14 @@ of a Linux control group that has no more memory than that: it would be killed b
 
 import argparse
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from engine import GEMMA, QWEN, arguments, model_here, quiet, say_of
+import psutil
+from engine import GEMMA, QWEN, arguments, quiet, say_of, spec_of
 from measure import RESULTS, Results, Worker, WorkerError
 from work import Job, loaded
 
@@ -23,21 +25,43 @@ PEAKS = ("memory.max_usage_in_bytes", "memory.peak")
 """What a group calls the most that it ever took, files that it mapped included."""
 
 
+class ControlGroupError(Exception):
+    """None can be made here."""
+
+
 @contextmanager
 def control_group(limit: int) -> Iterator[Path]:
     """A new group of so many bytes, without swap; of version 1 where memory has one."""
     version_1 = (GROUPS / "memory").is_dir()
     group = GROUPS / ("memory" if version_1 else "") / f"finetrap-{os.getpid()}"
-    group.mkdir()
+    swap = group / ("memory.memsw.limit_in_bytes" if version_1 else "memory.swap.max")
     try:
+        # Files that stay in memory count for the group that first read them.
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("1")
+        group.mkdir()
         (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
-        # Not every kernel counts swap; where it does not, there is none to turn off.
-        with suppress(OSError):
-            swap, least = ("memory.memsw.limit_in_bytes", limit) if version_1 else ("memory.swap.max", 0)
-            (group / swap).write_text(str(least))
+        if swap.exists():
+            swap.write_text(str(limit if version_1 else 0))
+    except OSError as error:
+        _remove(group)
+        raise ControlGroupError(f"no control group can be made here: {error}") from error
+    try:
+        if not swap.exists() and psutil.swap_memory().total:
+            raise ControlGroupError("a control group is not kept from swapping here")
         yield group
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """A process that ended may stay in its group for a moment."""
+    for _ in range(50):
+        if not group.is_dir():
+            return
+        with suppress(OSError):
+            group.rmdir()
+        time.sleep(0.1)
 
 
 def parameters(model: str) -> int:
@@ -46,24 +70,18 @@ def parameters(model: str) -> int:
 
 
 def measured(job: Job, limit: int) -> dict[str, Any]:
-    """What one process needed."""
-    with Worker() as worker:
-        weights: int = worker.call("fits.parameters", job.model)
-    found: dict[str, Any] = {"parameters": weights, "limit": limit, "unit": "bytes"}
-    # Files that stay in memory count for the group that first read them.
-    Path("/proc/sys/vm/drop_caches").write_text("1")
-    with control_group(limit) as group:
-        worker = Worker()
+    """Whether a process did its work. One that was killed did not fit; other errors are raised."""
+    with control_group(limit) as group, Worker() as worker:
         # At once: all that it loads is to count.
         (group / "cgroup.procs").write_text(str(worker.pid))
         try:
             worker.call("ours.train", job)
-            peak = next(group / name for name in PEAKS if (group / name).exists()).read_text()
         except WorkerError as error:
-            return found | {"fits": False, "says": str(error).splitlines()[0]}
-        finally:
-            worker.close()
-    return found | {"fits": True, "peak": int(peak)}
+            if not str(error).startswith("killed"):
+                raise
+            return {"fits": False}
+        peaks = [int((group / name).read_text()) for name in PEAKS if (group / name).exists()]
+        return {"fits": True, **({"peak": peaks[0]} if peaks else {})}
 
 
 def main() -> None:
@@ -75,21 +93,31 @@ def main() -> None:
     given = arguments(parser)
     quiet()
     results = Results(given.out, "model", "limit")
-    with Worker() as worker:
-        precision = worker.call("work.precision_name")
+    failed = False
     for named in given.model or GIGABYTES:
-        _, spec = model_here(argparse.Namespace(model=named, models=given.models))
         model = Path(named).stem if Path(named).exists() else named
+        spec, say = spec_of(named, given.models), say_of(model)
+        if spec is None:
+            say("left out: the model is not here; see --models, and `finetrap models get`")
+            continue
         limit = int(1e9 * (given.gigabytes or GIGABYTES.get(model, 16.0)))
         job = Job(spec, "gsm8k", 4 if given.quick else 32, method="full", batch=2 if given.quick else 16)
-        say = say_of(model)
         try:
             row = measured(job, limit)
-        except OSError as error:
-            say(f"left out: no control group can be made here ({error})")
+            with Worker() as worker:
+                row |= {"precision": worker.call("work.precision_name")}
+                row |= {"parameters": worker.call("fits.parameters", spec)}
+        except ControlGroupError as error:
+            say(f"left out: {error}")
             continue
-        results.put({"model": model, "method": "full", "precision": precision, **row})
-        say(f"{row['peak'] / 1e9:.1f} of {limit / 1e9:.0f} GB" if row["fits"] else f"failed: {row['says']}")
+        except WorkerError as error:
+            failed = True
+            say(f"failed: {error}")
+            continue
+        results.put({"model": model, "method": "full", "limit": limit, "unit": "bytes", **row})
+        say(f"{limit / 1e9:.1f} GB are {'enough' if row['fits'] else 'not enough'}")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

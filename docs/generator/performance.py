@@ -195,15 +195,15 @@ def _fits(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     return table(
-        ("trains", "model", "weights", "precision", "limit", "most that it took"),
+        ("trains", "model", "weights", "precision", "limit", "is enough"),
         [
             (
                 row["method"],
                 row["model"],
                 f"{row['parameters'] / 1e6:.0f}M",
                 row["precision"],
-                f"{row['limit'] / 1e9:.0f} GB",
-                f"{row['peak'] / 1e9:.1f} GB" if row["fits"] else "more",
+                f"{row['limit'] / 1e9:g} GB",
+                "yes" if row["fits"] else "no",
             )
             for row in rows
         ],
