@@ -11,13 +11,13 @@ RESULTS = Path(__file__).parent.parent.parent / "bench" / "results"
 
 def performance_blocks(results: Path = RESULTS) -> dict[str, str]:
     """Block name to tables."""
-    engine, scaling, compiled, fits, gpu = (
-        _read(results / f"{name}.json") for name in ("engine", "scaling", "compiled", "fits", "gpu")
-    )
+    names = ("engine", "same_answers", "scaling", "compiled", "fits", "gpu")
+    engine, verified, scaling, compiled, fits, gpu = (_read(results / f"{name}.json") for name in names)
     return {
         "engine": _dated(engine, _engine(engine.get("rows", []))),
         "floor": _floor([row for row in engine.get("rows", []) if "floor" in row]),
         "agreement": _agreement([row for row in engine.get("rows", []) if row.get("agreement") or row.get("loss")]),
+        "verified": _dated(verified, _verified(verified.get("cells", []))),
         "settings": _settings(engine.get("rows", []), engine.get("grid", [])),
         "scaling": _dated(scaling, _scaling(scaling.get("rows", []))),
         "compiled": _dated(compiled, _compiled(compiled.get("rows", []))),
@@ -110,6 +110,32 @@ def _agrees(row: dict[str, Any]) -> str:
             f"log-likelihoods up to {agreement['largest_difference_nats']:.2f} nats apart"
         )
     return f"text the same for {100 * agreement['same_text']:.0f}%, answer for {100 * agreement['same_answer']:.0f}%"
+
+
+def _verified(cells: list[dict[str, Any]]) -> str:
+    if not cells:
+        return ""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        kinds.setdefault(cell["what"].partition(",")[0], []).append(cell)
+    return table(
+        ("compared", "models", "cells", "failed", "tokens", "largest relative difference"),
+        [
+            (
+                kind,
+                str(len({cell["model"] for cell in own})),
+                str(len(own)),
+                str(sum(not cell["passed"] for cell in own)),
+                str(sum(cell["tokens"] for cell in own)),
+                _worst([cell["worst_relative"] for cell in own if cell["worst_relative"] is not None]),
+            )
+            for kind, own in kinds.items()
+        ],
+    )
+
+
+def _worst(differences: list[float]) -> str:
+    return f"{max(differences):.1e}" if differences else ""
 
 
 def _settings(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
