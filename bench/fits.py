@@ -73,7 +73,10 @@ def measured(job: Job, limit: int) -> dict[str, Any]:
     """Whether a process did its work. One that was killed did not fit; other errors are raised."""
     with control_group(limit) as group, Worker() as worker:
         # At once: all that it loads is to count.
-        (group / "cgroup.procs").write_text(str(worker.pid))
+        try:
+            (group / "cgroup.procs").write_text(str(worker.pid))
+        except OSError as error:
+            raise ControlGroupError(f"no process can be put into a control group here: {error}") from error
         try:
             worker.call("ours.train", job)
         except WorkerError as error:
