@@ -11,6 +11,7 @@ preset are GGUF files whose names begin with the model's, in --models or $FINETR
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -122,7 +123,7 @@ WORKS = (
         "generate",
         "transformers_generate",
         GENERATE_GRID,
-        items=64,
+        items=32,
         shots=5,
     ),
     Work(
@@ -146,7 +147,9 @@ WORKS = (
 )
 
 
-STUDY_TRAINING = Work("study", "training", TRL, "train", "train", ADAPTER_GRID, "arc_easy", method="lora")
+STUDY_GRID = ADAPTER_GRID._replace(steps=(*ADAPTER_GRID.steps[:-1], ADAPTER_GRID.steps[-1][:2]))
+"""Without packing: with rows so short, fewer optimiser steps would be taken."""
+STUDY_TRAINING = Work("study", "training", TRL, "train", "train", STUDY_GRID, "arc_easy", method="lora")
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,12 @@ class Bench:
 
     def row(self, work: Work, model: str, spec: str) -> None:
         """Measure and write one row."""
-        key = {"work": work.name, "variant": work.variant, "model": model}
+        key = {"work": work.name, "variant": work.variant, "model": model, "precision": self.precision}
         say = say_of(f"{work.name} ({work.variant}), {model}")
+
+        def put(found: dict[str, Any]) -> None:
+            self.results.put({**key, "peer": work.peer, **found})
+
         job = work.job(model, spec, self.quick)
         if work.kind == "study":
             found = self._study(model, spec, say)
@@ -172,22 +179,23 @@ class Bench:
             best = lean if work.variant == ROW_BY_ROW else self.best(work, model, job, say)
             found = _memory_row(job._replace(items=2 * job.batch), best, self.runs, say)
         else:
-            found = _timed(work, job, self.best(work, model, job, say), self.runs, say)
-        self.results.put({**key, "peer": work.peer, "precision": self.precision, **found})
+            found = _timed(work, job, self.best(work, model, job, say), self.runs, say, put)
+        put(found)
         row = self.results.find(**key)
         assert row is not None
         say(f"ours {row['ours']:.4g}, theirs {row['theirs']:.4g} {row['unit']}: {row['ratio']:.2f}x")
 
     def best(self, work: Work, model: str, job: Job, say: Callable[[str], None]) -> Settings:
-        """The fastest of the peer's settings on fewer rows or tokens; kept in the file, of the last precision."""
+        """The fastest of the peer's settings on fewer rows or tokens; kept in the file."""
         name = work.name.replace("memory", "train")
-        key = {"work": name, "variant": "gsm8k" if work.kind == "memory" else work.variant, "model": model}
+        variant = "gsm8k" if work.kind == "memory" else work.variant
+        key = {"work": name, "variant": variant, "model": model, "precision": self.precision}
         known = None if self.grid_again else self.results.find(part="grid", **key)
-        if known is None or known["precision"] != self.precision:
+        if known is None:
             points: list[Settings] = []
             moves = () if self.quick else work.grid.steps_in(self.precision)
             best = _search(work, job, moves, points, say)
-            known = {**key, "peer": work.peer, "precision": self.precision, "best": best, "points": points}
+            known = {**key, "peer": work.peer, "best": best, "points": points}
             self.results.put(known, part="grid")
         found: Settings = known["best"]
         return found
@@ -258,7 +266,15 @@ def _pair(work: Work, job: Job, settings: Settings) -> Iterator[tuple[Worker, Wo
         yield ours, theirs
 
 
-def _timed(work: Work, job: Job, settings: Settings, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+def _timed(
+    work: Work,
+    job: Job,
+    settings: Settings,
+    runs: int,
+    say: Callable[[str], None],
+    put: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """A row. What was timed is `put` before the floor and the profile are measured, which might fail."""
     with _pair(work, job, settings) as (ours, theirs):
         done, peers = alternate(
             lambda: ours.call(f"ours.{work.kind}", job),
@@ -271,8 +287,9 @@ def _timed(work: Work, job: Job, settings: Settings, runs: int, say: Callable[[s
         amounts_of_peer = [run.tokens / run.seconds if training else run.seconds for run in peers]
         unit = "real tokens/s" if training else "seconds"
         row = compared(amounts, amounts_of_peer, unit=unit, more_is_better=training)
+        put(row | {"items": job.items, "settings": settings})
         floor = ours.call(f"floor.{work.kind}", job, *([done[-1].written] if work.kind == "generate" else []))
-        seconds = sorted(run.seconds for run in done)[runs // 2]
+        seconds = statistics.median(run.seconds for run in done)
         row |= {
             "items": job.items,
             "settings": settings,
@@ -365,7 +382,7 @@ def main() -> None:
     parser.add_argument("--grid-again", action="store_true", help="measure the peers' settings again")
     given = arguments(parser)
     quiet()
-    results = Results(given.out, "work", "variant", "model")
+    results = Results(given.out, "work", "variant", "model", "precision")
     with Worker() as worker:
         precision = worker.call("work.precision_name")
     bench = Bench(results, precision, given.runs, given.quick, given.grid_again)
@@ -377,7 +394,8 @@ def main() -> None:
             model = Path(named).stem if Path(named).exists() else named
             spec = spec_of(named, given.models)
             say = say_of(f"{work.name} ({work.variant}), {model}")
-            if given.missing and results.find(work=work.name, variant=work.variant, model=model):
+            row = {"work": work.name, "variant": work.variant, "model": model, "precision": precision}
+            if given.missing and results.find(**row):
                 continue
             if spec is None:
                 say("left out: the model is not here; see --models, and `finetrap models get`")

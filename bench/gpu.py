@@ -70,6 +70,8 @@ def random_model(shape: str, dtype: torch.dtype) -> Any:
     """A model of a shape with random weights, on the GPU."""
     import transformers
 
+    from finetrap.models import cast_weights
+
     asked = SHAPES[shape]
     heads, key_heads = asked["heads"]
     config = getattr(transformers, f"{asked['kind']}Config")(
@@ -86,7 +88,7 @@ def random_model(shape: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = getattr(transformers, f"{asked['kind']}ForCausalLM")(config)
-    return torch.nn.Module.to(model, dtype).eval()
+    return cast_weights(model, dtype).eval()
 
 
 def operations(model: Any, rows: list[Any], *, adapter: bool) -> float:

@@ -1,5 +1,6 @@
 """Workers, alternation and the file of results. Torch is not imported here: a parent's memory would be its workers'."""
 
+import gc
 import importlib
 import json
 import multiprocessing
@@ -96,6 +97,8 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         module, _, function = name.rpartition(".")
+        # A wrapped model holds itself; two of them at once may be more than there is memory.
+        gc.collect()
         try:
             value = getattr(importlib.import_module(module), function)(*arguments, **settings)
         except Exception as error:
@@ -143,27 +146,32 @@ class Results:
         self.path = path
         self._keys = keys
         """The fields that tell rows apart."""
-        self._file: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": []}
 
     def find(self, *, part: str = "rows", **key: object) -> dict[str, Any] | None:
         """The row, or the grid, with this key."""
-        return next((row for row in self._file.get(part, []) if self._key(row) == self._key(key)), None)
+        return next((row for row in self._read().get(part, []) if self._key(row) == self._key(key)), None)
 
     def put(self, row: dict[str, Any], *, part: str = "rows") -> None:
         """Write a row in place of the one with its key."""
-        dated = {**row, "date": now()}
-        rows = self._file.setdefault(part, [])
+        dated = {**row, "date": now(), "machine": machine()}
+        file = self._read()
+        rows = file.setdefault(part, [])
         old = self.find(part=part, **row)
         if old is None:
             rows.append(dated)
         else:
             rows[rows.index(old)] = dated
         head = {"date": now(), "machine": machine(), "versions": versions()}
-        self._file = {**head, **{key: value for key, value in self._file.items() if key not in head}}
+        file = {**head, **{key: value for key, value in file.items() if key not in head}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._file, indent=1) + "\n")
+        partial.write_text(json.dumps(file, indent=1) + "\n")
         partial.replace(self.path)
+
+    def _read(self) -> dict[str, Any]:
+        """The file as it is now: another bench may have written to it since."""
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"rows": []}
+        return found
 
     def _key(self, row: dict[str, Any]) -> tuple[object, ...]:
         return tuple(row.get(key) for key in self._keys)

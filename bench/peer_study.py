@@ -26,6 +26,7 @@ from work import Job, encoder, loaded
 from finetrap.config import Study, load_study
 from finetrap.data import draw_shots, load_splits, load_test
 from finetrap.method import Arm, build
+from finetrap.models import cast_weights
 from finetrap.task import Example, get_task
 
 ACCURACY = [
@@ -35,11 +36,13 @@ BITS = [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_b
 
 
 def tasks_of(study: Study, job: Job, shots: Sequence[Example], *, blind: bool, retention: bool) -> Iterator[Any]:
-    """The target, and what shows forgetting."""
+    """The target, and what shows forgetting but for `divergence`, which the harness cannot measure."""
     yield _choices(job, load_test(get_task(job.task), limit=study.limit_test).examples, shots, blind=blind)
     for name in study.retention if retention else ():
         task = get_task(name)
         if name == job.task or name in get_task(job.task).siblings:
+            continue
+        if task.kind == "divergence":
             continue
         items = load_test(task, limit=study.limit_retention).examples
         yield _texts(name, items) if task.kind == "text" else _choices(job._replace(task=name), items, (), blind=False)
@@ -70,6 +73,34 @@ def _texts(name: str, items: Sequence[Example]) -> ConfigurableTask:
     return peers.harness_task(name, docs, output_type="loglikelihood_rolling", doc_to_target="text", metric_list=BITS)
 
 
+@torch.no_grad()
+def divergence(job: Job, adapted: Any, items: Sequence[Example], *, batch: int = 4) -> float:
+    """Mean KL(untouched || adapted) a token in nats, of answers and of whole texts, on padded batches."""
+    base, made = loaded(job.model), encoder(job)
+    first = made.end_of_turn if base.tokenizer.bos_token_id is None else base.tokenizer.bos_token_id
+    texts = [base.tokenizer(item.question, add_special_tokens=False)["input_ids"] for item in items]
+    rows = [
+        made.training_row(item) if item.reference else ([first, *text], 1)
+        for item, text in zip(items, texts, strict=True)
+    ]
+    rows.sort(key=lambda row: -len(row[0]))
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        places = range(len(part[0][0]))
+        ids = torch.tensor([ids + [0] * (len(places) - len(ids)) for ids, _ in part])
+        mask = torch.tensor([[int(i < len(ids)) for i in places] for ids, _ in part])
+        counted = torch.tensor([[prompt <= i + 1 < len(ids) for i in places] for ids, prompt in part])
+        log_p, log_q = (
+            model(ids, attention_mask=mask, use_cache=False).logits.float().log_softmax(dim=-1)
+            for model in (base.model, adapted)
+        )
+        nats = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(dim=-1)
+        total += float(nats[counted].sum())
+        count += int(counted.sum())
+    return total / count
+
+
 def trained(study: Study, arm: Arm, job: Job, settings: dict[str, Any]) -> Any:
     """A model trained with TRL, its validation loss measured as often as finetrap does, adapters merged."""
     splits = load_splits(get_task(job.task), limit_train=study.limit_train, limit_validation=study.limit_validation)
@@ -89,7 +120,8 @@ def trained(study: Study, arm: Arm, job: Job, settings: dict[str, Any]) -> Any:
         )
         trainer.train()
     adapted = trainer.model.merge_and_unload() if arm.method != "full" else trainer.model
-    return torch.nn.Module.to(adapted, loaded(job.model).model.dtype).eval()
+    adapted.set_attn_implementation("sdpa")
+    return cast_weights(adapted, loaded(job.model).model.dtype).eval()
 
 
 def main() -> None:
@@ -116,7 +148,10 @@ def main() -> None:
         for name, values in found.items():
             numbers = {key: round(value, 4) for key, value in values.items() if isinstance(value, float)}
             print(arm.name, name, numbers, flush=True)
-        del adapted
+        if method.training is not None and "divergence" in study.retention:
+            items = load_test(get_task("divergence"), limit=study.limit_retention).examples
+            print(arm.name, "divergence", round(divergence(job._replace(task="divergence"), adapted, items), 4))
+        del adapted, harness
         gc.collect()
 
 

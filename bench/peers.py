@@ -16,6 +16,7 @@ from measure import Run
 from work import Job, encoder, fresh, loaded, precision, shots, task_of, test_examples, tokenizer, training_examples
 
 from finetrap.engine.train import VALIDATIONS
+from finetrap.models import cast_weights
 from finetrap.quiet import quiet_libraries
 from finetrap.task import Example
 
@@ -52,7 +53,7 @@ def train(job: Job, *, batch: int, weights: str = "float32", attention: str = "s
 
 def to_train(name: str, weights: str, attention: str) -> "PreTrainedModel":
     """A model read anew, the only one in memory: TRL replaces its forward."""
-    model = torch.nn.Module.to(fresh(name).model, getattr(torch, weights))
+    model = cast_weights(fresh(name).model, getattr(torch, weights))
     model.set_attn_implementation(attention)
     return model
 
@@ -117,7 +118,7 @@ def sft_trainer(
         eval_strategy="no" if validation is None else "steps",
         # As often as finetrap does.
         eval_steps=max(1, math.ceil(len(rows) / job.batch) // VALIDATIONS),
-        per_device_eval_batch_size=batch,
+        per_device_eval_batch_size=8,
         eval_packing=False,
     )
     adapter = LoraConfig(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from engine import SMOLLM2, arguments, model_here, quiet, say_of
-from measure import RESULTS, Results, Run, Worker
+from measure import RESULTS, Results, Run, Worker, WorkerError
 from work import Job
 
 SHOTS, SIXTEEN = (0, 1, 2, 4, 8, 16), (1, 2, 4, 8, 16)
@@ -117,13 +117,21 @@ def main() -> None:
     quiet()
     model, spec = model_here(given)
     results = Results(given.out, "work", "variant", "model")
+    failed = False
     for growth in GROWTHS:
         if given.work and growth.work not in given.work:
             continue
         say = say_of(f"{growth.work} ({growth.variant}), {model}")
-        row = measured(growth, spec, runs=given.runs, quick=given.quick, say=say)
+        try:
+            row = measured(growth, spec, runs=given.runs, quick=given.quick, say=say)
+        except WorkerError as error:
+            failed = True
+            say(f"failed: {error}")
+            continue
         results.put({"work": growth.work, "variant": growth.variant, "model": model, **row})
         say(f"exponent {row['exponent']:.2f}, {row['growth']:.2f}x over the range")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

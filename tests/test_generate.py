@@ -17,7 +17,7 @@ from finetrap.engine import captured as captured_module
 from finetrap.engine import decoding as decoding_module
 from finetrap.engine import generate as generate_module
 from finetrap.engine.blocks import LONG_PREFIX
-from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest
+from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest, stop_tokens
 
 PAD = 258
 NEW = 12
@@ -109,6 +109,11 @@ def test_the_limit_of_new_tokens_truncates(tiny_model, tiny_tokenizer):
     assert (len(result.ids), result.truncated) == (5, True)
 
 
+def one_hot(logits, token):
+    """Logits of which one token has all."""
+    return torch.zeros_like(logits).index_fill_(-1, torch.tensor(token), 1.0)
+
+
 def writes_letters(model):
     """The model, made to write nothing but small letters."""
     letters = torch.zeros(model.config.vocab_size, 1)
@@ -173,6 +178,39 @@ def test_a_stop_text_of_the_prompt_does_not_stop(tiny_tokenizer, free):
         model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=[stop]
     )
     assert result == whole
+
+
+def test_a_stop_text_may_be_long(tiny_tokenizer, free):
+    model, whole = free
+    stop = whole.text[2:36]
+    (result,) = generate_greedy(
+        model, tiny_tokenizer, [LETTERS_PROMPT], max_new_tokens=40, stop_tokens=[], stop_texts=[stop]
+    )
+    assert (result.text, len(result.ids), result.truncated) == (whole.text[:2], 36, False)
+
+
+def test_a_stop_text_may_hold_special_tokens(tiny_model, tiny_tokenizer):
+    ids = [70, 71, 72, PAD, 73, 74, PAD, 75, 76]
+    stop = tiny_tokenizer.decode(ids[3:7])
+    model = tiny_model()
+    left = iter(ids)
+    model.lm_head.register_forward_hook(lambda module, given, logits: one_hot(logits, next(left)))
+    (result,) = generate_greedy(model, tiny_tokenizer, [[65]], max_new_tokens=9, stop_tokens=[], stop_texts=[stop])
+    assert (result.ids, result.truncated) == (ids[:7], False)
+    assert result.text == tiny_tokenizer.decode([70, 71, 72, 73, 74])
+
+
+def test_a_stop_that_is_a_token_ends_an_answer(tiny_model, tiny_tokenizer):
+    model = tiny_model()
+    model.generation_config.eos_token_id = [3, 4]
+    named = tiny_tokenizer.decode([PAD])
+    assert stop_tokens(model, tiny_tokenizer) == {3, 4, tiny_tokenizer.eos_token_id}
+    assert stop_tokens(model, tiny_tokenizer, ["a", named]) == {3, 4, tiny_tokenizer.eos_token_id, PAD}
+
+
+def test_a_prompt_without_a_token_is_an_error(tiny_model, tiny_tokenizer):
+    with pytest.raises(ValueError, match="a prompt without a token"):
+        generate_greedy(tiny_model(), tiny_tokenizer, [[65], []], max_new_tokens=5, stop_tokens=[])
 
 
 def test_special_tokens_are_left_out_of_the_text(tiny_model, tiny_tokenizer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetrap.engine import likelihood
-from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods
 
 ITEMS = [
     ChoiceItem([65, 66, 67], [[70], [71, 72], [73, 74, 75, 76]]),
@@ -49,7 +49,8 @@ def test_progress_adds_up_to_the_number_of_items(tiny_model, monkeypatch):
 def test_a_text_equals_the_loss_that_transformers_computes(tiny_model, family):
     model = tiny_model(family)
     texts, first = [list(range(97, 120)), [65], list(range(50, 60))], 256
-    for text, got in zip(texts, text_loglikelihoods(model, texts, first=first), strict=True):
+    items = [ChoiceItem([first], [text]) for text in texts]
+    for text, (got,) in zip(texts, choice_loglikelihoods(model, items), strict=True):
         ids = torch.tensor([[first, *text]])
         with torch.no_grad():
             mean_loss = model(input_ids=ids, labels=ids).loss.item()
@@ -57,7 +58,7 @@ def test_a_text_equals_the_loss_that_transformers_computes(tiny_model, family):
 
 
 def test_an_empty_text_has_likelihood_one(tiny_model):
-    assert text_loglikelihoods(tiny_model(), [[], [65]], first=256)[0] == 0.0
+    assert choice_loglikelihoods(tiny_model(), [ChoiceItem([256], [[]]), ChoiceItem([256], [[65]])])[0] == (0.0,)
 
 
 def test_the_model_is_left_with_its_own_attention(tiny_model):

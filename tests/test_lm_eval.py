@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 lm_eval = pytest.importorskip("lm_eval")
 
 from finetrap.errors import StudyError  # noqa: E402
-from finetrap.lm_eval_model import Asking, FinetrapLM, by_beginning  # noqa: E402  # registers the model
+from finetrap.lm_eval_model import FinetrapLM, by_beginning  # noqa: E402  # registers the model
 
 
 def texts(samples: Samples) -> list[str]:
@@ -188,17 +188,23 @@ def test_a_model_s_own_settings_of_generation_are_kept(
 
 
 def test_greedy_answers_come_from_the_engine(
-    tiny_folder: Path, tasks: dict[str, Path], caplog: pytest.LogCaptureFixture
+    tiny_folder: Path, tasks: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    evaluated("finetrap", tiny_folder, [tasks["sums"]], limit=2)
+    folder = tmp_path / "neutral"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 1.0, "num_beams": 1}))
+    for model in (tiny_folder, folder):
+        evaluated("finetrap", model, [tasks["sums"]], limit=2)
     assert "not greedy alone" not in caplog.text
 
 
 def test_contexts_that_begin_alike_share_that() -> None:
     first, other = tuple(range(60)), tuple(range(100, 130))
-    asked = [Asking(context, {}) for context in ((*first, 1), other, first, (*first, 2, 3), (7,))]
-    groups = {shared: {one.context for one in group} for shared, group in by_beginning(asked)}
+    contexts = [(*first, 1), other, first, (*first, 2, 3), (7,)]
+    groups = {shared: {contexts[i] for i in group} for shared, group in by_beginning(contexts)}
     assert groups == {59: {first, (*first, 1), (*first, 2, 3)}, 0: {other, (7,)}}
+    assert by_beginning([(*first, i) for i in range(3)], least=4) == [(0, [0, 1, 2])]
 
 
 @pytest.mark.parametrize(

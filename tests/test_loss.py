@@ -63,7 +63,8 @@ def test_a_head_with_a_bias_gets_its_gradient(monkeypatch):
     assert_equal_to_plain(model, ROWS)
 
 
-def test_logits_that_a_model_scales_after_its_head_stay_scaled():
+def granite():
+    """A model that scales its logits after the head."""
     torch.manual_seed(0)
     config = GraniteConfig(
         vocab_size=260,
@@ -76,7 +77,22 @@ def test_logits_that_a_model_scales_after_its_head_stay_scaled():
         initializer_range=0.2,
         attn_implementation="sdpa",
     )
-    assert_equal_to_plain(GraniteForCausalLM(config).eval(), ROWS)
+    return GraniteForCausalLM(config).eval()
+
+
+def test_logits_that_a_model_scales_after_its_head_stay_scaled():
+    assert_equal_to_plain(granite(), ROWS)
+
+
+def test_of_logits_that_are_changed_after_the_head_only_a_few_exist_at_once(monkeypatch):
+    monkeypatch.setattr(head_module, "LOGITS_AT_A_TIME", 40 * 260)
+    model = granite().requires_grad_(True)
+    sizes = []
+    model.lm_head.register_forward_hook(lambda module, given, logits: sizes.append(logits.numel()))
+    with packed_attention_on(model):
+        CompletionLoss(model).backward(ROWS * 10, forget=lambda: None)
+    assert len(sizes) > 10
+    assert max(sizes) <= 40 * 260
 
 
 @pytest.mark.parametrize("prompt_lengths", [(4, 4, 4), (4, 6, 9)])

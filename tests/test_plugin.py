@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from own_rows import rows, write
+from safetensors.torch import load_file
 from support import Place, called, check, contents, error_of, study_file, trial_folder, written_at
 
 from finetrap import OwnData, StudyError, load_plugin
@@ -344,6 +345,38 @@ def test_what_a_plugin_raises_in_a_trial_fails_that_trial(capsys: pytest.Capture
     assert "mine.py:4 raised ValueError: no such layer." in done.out
     failure = json.loads((trial_folder(place.folder / "out", "mine") / "failure.json").read_text())
     assert "Traceback" in failure["traceback"]
+
+
+COPIES = (
+    HEAD
+    + """
+import copy
+
+def changed(model):
+    made = copy.deepcopy(model)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    return made
+
+@trains(learning_rate=1e-2)
+def mine(*, training): return Method(training=training, prepare=changed)
+"""
+)
+
+
+def test_what_a_plugin_prepares_is_what_is_trained_if_it_is_another_model(
+    capsys: pytest.CaptureFixture[str], place: Place
+) -> None:
+    plugin_at(place.folder, COPIES)
+    path = study_file(place.folder, place.model, arms=["mine"], retention=[], keep="all")
+    done = called(capsys, "run", path, "--plugin", "mine.py", "--out", "out")
+    assert done.code == 0, done
+    trial = trial_folder(place.folder / "out", "mine")
+    before, after = (load_file(next(folder.glob("*.safetensors"))) for folder in (place.model, trial / "artifact"))
+    changed = {name for name, weight in after.items() if not weight.equal(before[name])}
+    assert changed == {name for name in before if "norm" in name}
+    record = json.loads((trial / "training.json").read_text())
+    assert record["trainable_parameters"] == sum(before[name].numel() for name in changed)
 
 
 def test_a_scorer_that_raises_on_an_output_fails_the_trials_and_says_where(

@@ -9,7 +9,7 @@ from same_answers.cells import TIE, of_numbers
 from same_answers.generation import Answer, compare, same_tokens
 from same_answers.matrix import matrix, sample
 from same_answers.subjects import SMOLLM2, TINY, Pair, adapted, base, models, questions, trainable
-from same_answers.training import ROWS, loop_gradient, of_gradients, plain_gradient, plain_losses
+from same_answers.training import ROWS, beyond_rounding, loop_gradient, of_gradients, plain_gradient, plain_losses
 
 from finetrap.engine.generate import Generated
 
@@ -106,6 +106,15 @@ def test_a_gradient_that_is_wrong_in_one_parameter_is_told():
     assert name in wrong.says
 
 
+def test_what_the_reference_itself_rounds_is_held_against_float64():
+    exact = {"a": torch.ones(4), "b": torch.ones(4)}
+    rounded = {"a": exact["a"] * (1 + 1e-4), "b": exact["b"] * (1 + 1e-6)}
+    for ours, passed in ((exact, True), (rounded, False), ({**exact, "b": exact["b"] * (1 + 1e-4)}, False)):
+        differences, rounding = beyond_rounding({"": ours}, rounded, exact)
+        assert of_numbers(differences, tokens=1).passed is passed
+        assert rounding == pytest.approx(1e-4, rel=1e-3)
+
+
 def test_a_number_that_is_none_and_a_parameter_that_is_missing_differ():
     assert not of_numbers({"a": 0.0, "b": float("nan")}, tokens=1).passed
     assert not of_numbers(of_gradients({}, {"a": torch.ones(1)}), tokens=1).passed
@@ -135,7 +144,7 @@ def test_what_is_in_the_file_is_not_computed_again_and_a_failed_cell_fails(tmp_p
     code, out = run(monkeypatch, capsys, *only)
     assert (code, "4 of 4 cells are there" in out) == (1, True)
 
-    written["versions"]["code"] = "another"
+    written["modules"].remove("finetrap.engine.likelihood")
     path.write_text(json.dumps(written))
     code, out = run(monkeypatch, capsys, *only, "--seconds", "-1")
     assert (code, "0 of 4 cells are there\n4 cells are left\n" in out) == (0, True)

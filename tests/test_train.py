@@ -4,14 +4,19 @@ import math
 
 import pytest
 import torch
+from tiny import make_tokenizer
 
 from finetrap.data import Encoder
 from finetrap.engine import loss as loss_module
 from finetrap.engine.attention import packed_attention_on
 from finetrap.engine.loss import CompletionLoss, TrainingRow
 from finetrap.engine.train import Masters, train, validation_loss
+from finetrap.errors import StudyError
 from finetrap.method import Training, build, complete_settings
+from finetrap.models import LoadedModel, cast_weights
+from finetrap.records import ModelRecord
 from finetrap.task import get_task
+from finetrap.trial import load_checkpoint
 
 METHODS = ("full", "lora", "dora")
 PAD = 258
@@ -304,6 +309,29 @@ def test_a_sound_run_completes(tiny_model):
     assert trained.validation_loss < trained.validation_loss_before
 
 
+def test_the_best_checkpoint_is_kept_even_if_all_are_worse_than_the_untouched_model(tiny_model):
+    base, validation = tiny_model(), make_rows(4)
+    model = adapt(base, "full")
+    run(base, model, validation, epochs=30, learning_rate=3e-3)
+    with packed_attention_on(base):
+        trained = train(
+            model,
+            make_rows(16, seed=1),
+            validation,
+            training=Training(learning_rate=3e-3, epochs=8, batch_size=4),
+            seed=0,
+            keep_float32=True,
+            keep_best=True,
+        )
+        left = validation_loss(model, validation)
+    measured = {entry.step: entry.validation_loss for entry in trained.log if entry.validation_loss is not None}
+    assert len(measured) == 4
+    assert trained.outcome == "completed"
+    assert trained.validation_loss_before < min(measured.values()) < measured[trained.steps]
+    assert trained.validation_loss == measured[trained.step] == min(measured.values())
+    assert left == pytest.approx(trained.validation_loss, rel=1e-6)
+
+
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 IDS = torch.tensor([list(range(97, 117))])
@@ -349,3 +377,66 @@ def test_a_saved_adapter_loads_in_plain_peft(tiny_model, tmp_path, name):
     loaded = PeftModel.from_pretrained(tiny_model(), tmp_path)
     got, expected = (m(input_ids=IDS).logits for m in (loaded, model))
     assert (got - expected).norm() <= 1e-5 * expected.norm()
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def saved(folder, base, **settings):
+    """A PEFT adapter for a model, written to a folder, and the model as finetrap has it."""
+    from peft import LoraConfig, get_peft_model
+
+    record = ModelRecord(
+        name="tiny", fingerprint="tiny", quantisation=None, parameters=base.num_parameters(), aligned=True, chat=True
+    )
+    loaded = LoadedModel(record, base, make_tokenizer())
+    torch.manual_seed(0)
+    wrapped = get_peft_model(loaded.copy(), LoraConfig(**{"r": 2, "target_modules": "all-linear", **settings}))
+    wrapped.save_pretrained(folder)
+    return loaded, wrapped
+
+
+@torch.no_grad()
+def test_an_adapter_that_learned_nothing_leaves_a_bfloat16_model_as_it_is(tiny_model, family, tmp_path):
+    # As Transformers loads it: rotary frequencies stay in float32.
+    base = cast_weights(tiny_model(family), torch.bfloat16)
+    loaded, _ = saved(tmp_path, base)
+    merged = load_checkpoint(tmp_path, loaded)
+    far = torch.tensor([list(range(60, 250)) * 2])
+    assert torch.equal(merged(far).logits, base(far).logits)
+    frequencies = {name: buffer for name, buffer in base.named_buffers() if "inv_freq" in name}
+    assert {buffer.dtype for buffer in frequencies.values()} == {torch.float32}
+    assert all(torch.equal(merged.get_buffer(name), buffer) for name, buffer in frequencies.items())
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of what this is about
+@torch.no_grad()
+def test_an_adapter_on_a_tied_head_or_embedding_changes_that_alone(tiny_model, tmp_path, target):
+    base = tiny_model("llama-tied")
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    loaded, wrapped = saved(tmp_path, base, target_modules=["q_proj", target], init_lora_weights=False)
+    expected = wrapped.eval()(IDS).logits
+    got = load_checkpoint(tmp_path, loaded)(IDS).logits
+    assert (expected - base(IDS).logits).norm() > 0.01 * expected.norm()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+
+
+def test_prompts_that_were_learned_are_refused(tiny_model, tmp_path):
+    from peft import PromptTuningConfig, get_peft_model
+
+    loaded, _ = saved(tmp_path / "lora", tiny_model())
+    get_peft_model(loaded.copy(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(
+        tmp_path / "prompts"
+    )
+    with pytest.raises(StudyError, match="does not fit tiny: what it learned are prompts"):
+        load_checkpoint(tmp_path / "prompts", loaded)
+
+
+def test_doras_magnitudes_begin_as_norms_in_float32_with_dropout_too(tiny_model):
+    base = tiny_model(dtype=torch.bfloat16)
+    model = build("dora", complete_settings("dora", {"dropout": 0.05})).prepare(base)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    norms = layer.get_base_layer().weight.float().norm(dim=1)
+    torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight.data, norms, rtol=1e-6, atol=0)

@@ -18,6 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from finetrap.models import cast_weights
+
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -75,4 +77,5 @@ def make_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **s
     model, config, own = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return model(config(**{**SIZES, **own, "tie_word_embeddings": tied, **settings})).to(dtype).eval()
+        made = model(config(**{**SIZES, **own, "tie_word_embeddings": tied, **settings}))
+        return cast_weights(made, dtype).eval()

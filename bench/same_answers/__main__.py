@@ -2,7 +2,7 @@
 
     PYTHONPATH=bench:tests python -m same_answers [--sample] [--only TEXT] [--seconds N]
 
-A cell that the file holds is not computed again, as long as neither finetrap nor this folder changed.
+A cell that the file holds is not computed again, as long as no module changed that was loaded to compute it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,30 @@ PATH = Path(__file__).parent.parent / "results" / "same_answers.json"
 PACKAGES = ("torch", "transformers", "peft", "trl")
 
 
-def _code() -> str:
-    """A hash of all that decides a cell, but for the packages."""
-    folders = (Path(finetrap.__file__).parent, Path(__file__).parent)
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+def _modules() -> list[str]:
+    """What decides a cell, but for the packages: all that is loaded of finetrap, of this folder and of the tests."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] in ("finetrap", "same_answers", "tiny")]
+    return sorted(name for name in loaded if not name.endswith("__main__"))
 
 
-def _versions() -> dict[str, str]:
+def _code(modules: Sequence[str]) -> str:
+    """A hash of some modules as they are now."""
+    sources = [Path(spec.origin).read_bytes() for name in modules if (spec := find_spec(name)) and spec.origin]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+
+
+def _versions(modules: Sequence[str]) -> dict[str, str]:
     packages = {name: version(name) for name in PACKAGES}
-    return {"finetrap": finetrap.__version__, "code": _code(), "python": platform.python_version(), **packages}
+    code = _code(modules)
+    return {"finetrap": finetrap.__version__, "code": code, "python": platform.python_version(), **packages}
 
 
 def _done() -> dict[str, dict[str, Any]]:
     if not PATH.is_file():
         return {}
     written = json.loads(PATH.read_text())
-    return {_key(cell): cell for cell in written["cells"]} if written["versions"] == _versions() else {}
+    same = written["versions"] == _versions(written.get("modules", []))
+    return {_key(cell): cell for cell in written["cells"]} if same else {}
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -71,10 +79,12 @@ def _row(cell: Cell) -> dict[str, Any]:
 
 
 def _write(cells: Sequence[dict[str, Any]]) -> None:
+    modules = _modules()
     head = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": processor(),
-        "versions": _versions(),
+        "versions": _versions(modules),
+        "modules": modules,
         "passed": sum(cell["passed"] for cell in cells),
         "failed": sum(not cell["passed"] for cell in cells),
         "bfloat16": summary([cell for cell in cells if "counts" in cell]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods, text_loglikelihoods
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods
 from same_answers.cells import Cell, Outcome, of_numbers
 from same_answers.subjects import ADAPTING, SMOLLM2, adapted, base, choices, solved
 
@@ -42,9 +42,9 @@ def _texts(model: str, method: str, adapter: str | None) -> Outcome:
     pair, loaded = adapted(model, method, merged=adapter == "merged"), base(model)
     texts = [ids for ids, _ in solved(loaded, 4)]
     first = int(loaded.tokenizer.eos_token_id)
-    got = text_loglikelihoods(pair.ours, texts, first=first)
+    scored = choice_loglikelihoods(pair.ours, [ChoiceItem([first], [text]) for text in texts])
     expected = [plain_loglikelihood(pair.reference, [first], text) for text in texts]
-    differences = {f"text {i}": abs(a / b - 1) for i, (a, b) in enumerate(zip(got, expected, strict=True))}
+    differences = {f"text {i}": abs(a / b - 1) for i, ((a,), b) in enumerate(zip(scored, expected, strict=True))}
     return of_numbers(differences, tokens=sum(map(len, texts)))
 
 

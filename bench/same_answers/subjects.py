@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from finetrap.config import ModelSpec
 from finetrap.data import Encoder, load_splits, load_test
 from finetrap.method import build, complete_settings
-from finetrap.models import LoadedModel, find, load
+from finetrap.models import LoadedModel, cast_weights, find, load
 from finetrap.presets import EMBEDDED, PRESETS, here
 from finetrap.quiet import quiet_libraries
 from finetrap.records import ModelRecord
@@ -72,7 +72,7 @@ def base(name: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
         record = ModelRecord(
             name=name, fingerprint=name, quantisation=None, parameters=model.num_parameters(), aligned=True, chat=True
         )
-        loaded = LoadedModel(record, model.to(dtype), make_tokenizer())
+        loaded = LoadedModel(record, cast_weights(model, dtype), make_tokenizer())
     # Not to stop, sample or penalise by anything that the call does not say.
     loaded.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return loaded
@@ -117,7 +117,7 @@ def trainable(name: str, method: str, dtype: torch.dtype = torch.float32) -> Pai
         if method != "full":
             wrapped.save_pretrained(folder)
         reference = _reference(loaded, method, wrapped, Path(folder))
-    return Pair(wrapped.to(dtype), reference)
+    return Pair(cast_weights(wrapped, dtype), reference)
 
 
 def _own(loaded: LoadedModel) -> PreTrainedModel:

@@ -141,13 +141,14 @@ def _worst(differences: list[float]) -> str:
 def _settings(rows: list[dict[str, Any]], grid: list[dict[str, Any]]) -> str:
     if not grid:
         return ""
-    measured = {(row["work"], row["variant"], row["model"]) for row in rows}
+    names = ("work", "variant", "model", "precision")
+    measured = {tuple(row[name] for name in names) for row in rows}
     return table(
-        ("work", "on", "model", "best", "tried"),
+        ("work", "on", "model", "precision", "best", "tried"),
         [
-            (*_named(one), f"`{_words(one['best'])}`", str(len(one["points"])))
+            (*_named(one), one["precision"], f"`{_words(one['best'])}`", str(len(one["points"])))
             for one in grid
-            if (one["work"], one["variant"], one["model"]) in measured or one["work"] == "study"
+            if tuple(one[name] for name in names) in measured or one["work"] == "study"
         ],
     )
 

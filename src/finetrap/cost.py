@@ -133,8 +133,12 @@ def _kept_of_files(statistics: Path, prefix: str) -> int:
     return 0
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+"""Of Linux, of Windows, of MPS and CUDA, of cuBLAS."""
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch raised an error for want of memory: on a GPU it has a type, on a CPU only a text."""
+    """Whether torch raised an error for want of memory: mostly only its text tells."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)

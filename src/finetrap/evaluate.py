@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from finetrap.data import Encoder, Prompt, too_long
 from finetrap.divergence import divergences
 from finetrap.engine.attention import common_prefix
-from finetrap.engine.generate import Generated, Sampling, generate_greedy, generate_samples
+from finetrap.engine.generate import Generated, Sampling, generate_greedy, generate_samples, stop_tokens
 from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods
 from finetrap.engine.loss import TrainingRow
 from finetrap.models import LoadedModel
@@ -110,10 +110,11 @@ def _generations(
     for example, prompt in zip(examples, prompts, strict=True):
         _check_length(loaded, example, len(prompt.ids) + task.max_new_tokens)
     asks = (loaded.model, loaded.tokenizer, [prompt.ids for prompt in prompts])
+    stops = () if encoder.chat else task.stops
     ends: dict[str, Any] = {
         "max_new_tokens": task.max_new_tokens,
-        "stop_tokens": _stop_tokens(loaded, encoder),
-        "stop_texts": () if encoder.chat else task.stops,
+        "stop_tokens": stop_tokens(loaded.model, loaded.tokenizer, stops) | {encoder.end_of_turn},
+        "stop_texts": stops,
         "progress": progress,
     }
     if asked.sampling is None:
@@ -146,13 +147,6 @@ def keeps_chat_format(answer: Generated, prompt: str, special: Mapping[int, str]
         and special.keys().isdisjoint(answer.ids)
         and not any(mark in answer.text for mark in marks)
     )
-
-
-def _stop_tokens(loaded: LoadedModel, encoder: Encoder) -> set[int]:
-    configured = loaded.model.generation_config.eos_token_id if loaded.model.generation_config else None
-    listed = configured if isinstance(configured, list) else [configured]
-    tokens = {encoder.end_of_turn, loaded.tokenizer.eos_token_id, *listed}
-    return {int(token) for token in tokens if isinstance(token, int)}
 
 
 def _generated(task: Task, example: Example, prompt: Prompt, answer: Generated) -> ItemRow:

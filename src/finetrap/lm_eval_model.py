@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from finetrap.config import DType, ModelSpec
-from finetrap.engine.generate import generate_greedy
+from finetrap.engine.generate import generate_greedy, stop_tokens
 from finetrap.engine.likelihood import ChoiceItem, choice_scores
 from finetrap.errors import unknown
 from finetrap.models import check_checkpoint, choose_device, choose_dtype, find, load
@@ -33,6 +33,8 @@ LONG_TOKENS = 256
 """A continuation longer than that is scored with a context of its own: nothing is gained where little is shared."""
 SHARED_TOKENS = 32
 """What contexts begin with alike is computed once from this length on, if it is half of each at least."""
+ANSWERS_TOGETHER = 16
+"""Answers are written apart from others for what they share if they are as many: few rows take as long as many."""
 
 _GREEDY_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}
 _GREEDY_CONFIG = _GREEDY_KEYS | {
@@ -41,6 +43,12 @@ _GREEDY_CONFIG = _GREEDY_KEYS | {
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
 }
 """Settings of a generation that leave the likeliest token what it is."""
+_NEUTRAL = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty"), 1),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "diversity_penalty"), 0),
+}
+"""Likewise, at these values."""
 
 
 class Asking(NamedTuple):
@@ -157,16 +165,17 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
             _say(f"{cut} contexts are longer than the model's {self.max_length} tokens allow, and are cut on the left")
         answers: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(asked), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
-            for shared, group in by_beginning(asked):
+            for shared, places in by_beginning([one.context for one in asked]):
+                group = [asked[place] for place in places]
                 items = [ChoiceItem(list(a.context[shared:]), [list(choice) for choice in a.choices]) for a in group]
                 prefix = group[0].context[:shared]
                 scored = choice_scores(self.model, items, prefix=prefix, progress=bar.update)
                 for one, scores in zip(group, scored, strict=True):
                     for indices, score in zip(one.choices.values(), scores, strict=True):
-                        answers.update(dict.fromkeys(indices, (score.loglikelihood, score.greedy)))
-        for index, (key, _, _) in enumerate(requests):
-            if key is not None:
-                self.cache_hook.add_partial("loglikelihood", key, answers[index])
+                        for index in indices:
+                            answers[index] = (score.loglikelihood, score.greedy)
+                            if (key := requests[index][0]) is not None:
+                                self.cache_hook.add_partial("loglikelihood", key, answers[index])
         return [answers[index] for index in range(len(requests))]
 
     def generate_until(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[str]:
@@ -189,7 +198,8 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
         normal = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
         configured = self.model.generation_config
         own = configured.to_diff_dict() if configured is not None else {}
-        if normal["do_sample"] or not _GREEDY_KEYS.issuperset(normal) or not _GREEDY_CONFIG.issuperset(own):
+        asked, own = ({k for k, v in d.items() if k not in _NEUTRAL or v != _NEUTRAL[k]} for d in (normal, own))
+        if normal["do_sample"] or not _GREEDY_KEYS.issuperset(asked) or not _GREEDY_CONFIG.issuperset(own):
             return None
         if self.think_end_token is not None:
             return None
@@ -205,52 +215,49 @@ class FinetrapLM(HFLM):  # type: ignore[misc]
             self.tok_batch_encode([request.args[0]], left_truncate_len=room, truncation=self.truncation)[0][0].tolist()
             for request in requests
         ]
+        ends = stop_tokens(self.model, self.tokenizer, limits.until) | {self.eot_token_id}
+        texts: dict[int, str] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
-            generated = generate_greedy(
-                self.model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=limits.max_new_tokens,
-                stop_tokens=self._stop_tokens(limits),
-                stop_texts=limits.until,
-                progress=bar.update,
-            )
-        texts = []
-        for request, answer in zip(requests, generated, strict=True):
-            text = postprocess_generated_text(answer.text, list(limits.until), None)
-            self.cache_hook.add_partial("generate_until", request.args, text)
-            texts.append(text)
-        return texts
-
-    def _stop_tokens(self, limits: _Limits) -> set[int]:
-        configured = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        ends = configured if isinstance(configured, list) else [configured]
-        # A stop such as <|im_end|> is a token, and is not in the text.
-        named = [token for text, token in self.tokenizer.get_added_vocab().items() if text in limits.until]
-        return {int(token) for token in (*ends, self.eot_token_id, *named) if token is not None}
+            for _, group in by_beginning([tuple(prompt) for prompt in prompts], least=ANSWERS_TOGETHER):
+                generated = generate_greedy(
+                    self.model,
+                    self.tokenizer,
+                    [prompts[index] for index in group],
+                    max_new_tokens=limits.max_new_tokens,
+                    stop_tokens=ends,
+                    stop_texts=limits.until,
+                    progress=bar.update,
+                )
+                for index, answer in zip(group, generated, strict=True):
+                    texts[index] = postprocess_generated_text(answer.text, list(limits.until), None)
+                    self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+        return [texts[index] for index in range(len(requests))]
 
 
 def _say(what: str) -> None:
     logging.getLogger(__name__).warning("%s.", what)
 
 
-def by_beginning(asked: Sequence[Asking]) -> list[tuple[int, list[Asking]]]:
-    """In groups, each with the number of tokens that all contexts of it begin with, one left over for each."""
-    groups: list[tuple[int, list[Asking]]] = []
-    group: list[Asking] = []
-    shared = 0
-    for one in sorted(asked, key=lambda a: a.context):
+def by_beginning(contexts: Sequence[Tokens], least: int = 2) -> list[tuple[int, list[int]]]:
+    """Their indices in groups, each with the number of tokens that all of it begin with, one left over for each.
+
+    What would be in a group of fewer than `least` shares nothing, and is one group.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    group: list[int] = []
+    shared = longest = 0
+    for index in sorted(range(len(contexts)), key=lambda i: contexts[i]):
         # In this order whatever the first and the last begin with alike, all between them do too.
-        both = _common(group[0].context, one.context) if group else 0
-        longest = max(len(a.context) for a in (*group, one))
-        if both < max(SHARED_TOKENS, longest // 2):
+        both = _common(contexts[group[0]], contexts[index]) if group else 0
+        longest = max(longest, len(contexts[index]))
+        if group and both < max(SHARED_TOKENS, longest // 2):
             groups.append((shared, group))
-            group = []
-        group.append(one)
+            group, longest = [], len(contexts[index])
+        group.append(index)
         shared = both
     groups.append((shared, group))
-    alone = [one for _, group in groups if len(group) == 1 for one in group]
-    together = [(shared, group) for shared, group in groups if len(group) > 1]
+    alone = [index for _, group in groups if len(group) < least for index in group]
+    together = [(shared, group) for shared, group in groups if len(group) >= least]
     return [*together, (0, alone)] if alone else together
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from finetrap.config import DType, ModelSpec
 from finetrap.errors import StudyError, unknown
@@ -21,6 +21,8 @@ from finetrap.rows.in_memory import shown_name
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+M = TypeVar("M", bound="torch.nn.Module")
 
 
 @dataclass(frozen=True)
@@ -278,7 +280,8 @@ def choose_dtype(name: DType, device: str) -> "torch.dtype":
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Where it is emulated it is slower than float32, and attention has no kernel for it.
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     # Private to torch, and not in every build of it.
     has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if device == "cpu" and has_bfloat16() else torch.float32
@@ -360,3 +363,14 @@ def load_weights(
     torch.nn.Module.to(model, device)
     loaded: PreTrainedModel = torch.nn.Module.eval(model)
     return loaded
+
+
+def cast_weights(model: M, dtype: "torch.dtype") -> M:
+    """The same model, its weights in another precision.
+
+    Buffers stay as they are, which `Module.to` would cast too: Transformers loads rotary frequencies in float32, and
+    rounded to bfloat16 they turn distant tokens by tenths of a radian.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from finetrap.scoring import Outcome
 from finetrap.task import Example, Kind
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever the comparison protocol can give another number; part of every training key."""
 
 TUNING_SEED = 1_000_000

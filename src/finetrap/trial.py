@@ -19,7 +19,7 @@ from finetrap.engine.train import train, validation_loss
 from finetrap.errors import StudyError
 from finetrap.evaluate import Asked, evaluate, most_common_answer, reference_loss
 from finetrap.method import Method, build
-from finetrap.models import LoadedModel, load_weights
+from finetrap.models import LoadedModel, cast_weights, load_weights
 from finetrap.plan import TaskItems, examples_of, missing
 from finetrap.progress import Reporter
 from finetrap.records import (
@@ -134,7 +134,7 @@ def _adapted(
     trial = planned.trial
     if method.of is not None:
         tuned = load_checkpoint(_weights_of_parent(trial, store), loaded, dtype=torch.float32)
-        return _in(loaded.model.dtype, interpolate(loaded.model, tuned, method.weight))
+        return cast_weights(interpolate(loaded.model, tuned, method.weight), loaded.model.dtype)
     if method.checkpoint is not None:
         return load_checkpoint(method.checkpoint, loaded)
     if method.training is None:
@@ -189,9 +189,11 @@ def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | N
     adapter = (folder / "adapter_config.json").is_file()
     try:
         if adapter:
-            wrapped = PeftModel.from_pretrained(
-                _in(torch.float32, loaded.copy()), str(folder), autocast_adapter_dtype=False
-            )
+            model = cast_weights(loaded.copy(), torch.float32)
+            wrapped = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+            if wrapped.active_peft_config.is_prompt_learning:
+                raise ValueError("what it learned are prompts, which cannot be merged into weights")
+            _untie(model)
             return _merged(wrapped, dtype)
         model = load_weights(folder, dtype=dtype, device=device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -204,13 +206,19 @@ def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | N
 
 def _merged(wrapped: torch.nn.Module, dtype: torch.dtype) -> "PreTrainedModel":
     """The base with its adapter folded in: added in float32, rounded once to the precision it ships in."""
-    merged: PreTrainedModel = _in(torch.float32, wrapped).merge_and_unload()  # type: ignore[operator]
-    return _in(dtype, merged)
+    merged: PreTrainedModel = cast_weights(wrapped, torch.float32).merge_and_unload()  # type: ignore[operator]
+    return cast_weights(merged, dtype)
 
 
-def _in(dtype: torch.dtype, model: M) -> M:
-    torch.nn.Module.to(model, dtype)
-    return model
+def _untie(model: "PreTrainedModel") -> None:
+    """Give a head weights of its own where an adapter on it or on the embedding would else be merged into both."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not any(hasattr(part, "get_base_layer") for part in (embedding, head)):
+        return
+    embedding, head = (getattr(part, "base_layer", part) for part in (embedding, head))
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def _train(
@@ -237,22 +245,24 @@ def _train(
     def progress(entry: TrainingLogEntry, _: int) -> None:
         reporter.advance(1, f"loss {entry.loss:.3f}")
 
-    with measure(str(model.device)) as measured, packed_attention_on(model), torch.random.fork_rng():
+    with measure(str(model.device)) as measured, torch.random.fork_rng():
         # Decides initialisation and dropout; the order of the data has a generator of its own.
         torch.manual_seed(trial.seed)
         wrapped = method.prepare(model)
-        trained = train(
-            model,
-            rows,
-            validation,
-            training=method.training,
-            seed=trial.seed,
-            keep_float32=method.adapter,
-            keep_best=trial.best_checkpoint,
-            before=before,
-            scratch=store.trial_folder(trial),
-            progress=progress,
-        )
+        base: PreTrainedModel = wrapped.get_base_model() if method.adapter else wrapped  # type: ignore[operator, assignment]
+        with packed_attention_on(base):
+            trained = train(
+                wrapped,
+                rows,
+                validation,
+                training=method.training,
+                seed=trial.seed,
+                keep_float32=method.adapter,
+                keep_best=trial.best_checkpoint,
+                before=before,
+                scratch=store.trial_folder(trial),
+                progress=progress,
+            )
 
     save = partial(_save, wrapped, None if method.adapter else loaded.tokenizer)
     kept = planned.rung is None
@@ -272,7 +282,7 @@ def _train(
         skipped_too_long=too_long,
     )
     store.save_training(trial, record, trained.log)
-    return _merged(wrapped, loaded.model.dtype) if method.adapter else model
+    return _merged(wrapped, loaded.model.dtype) if method.adapter else wrapped  # type: ignore[return-value]
 
 
 def _save(model: torch.nn.Module, tokenizer: "PreTrainedTokenizerBase | None", folder: Path) -> None:

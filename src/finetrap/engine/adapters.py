@@ -103,34 +103,31 @@ def row_norms(
 def speed_up(wrapped: torch.nn.Module) -> None:
     """Give every plain LoRA or DoRA layer of a PEFT model the forward pass of this module."""
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.variants import DoraLinearVariant
 
     for layer in wrapped.modules():
-        if isinstance(layer, Linear) and _is_plain(layer):
-            name = layer.active_adapters[0]
-            weight, bias = layer.get_base_layer().weight, layer.get_base_layer().bias
-            if name not in layer.lora_variant:
-                layer.forward = partial(
-                    _lora, layer, name, _Base(Frozen(weight), Frozen(weight, transposed=True), bias)
-                )
-                continue
+        if not isinstance(layer, Linear) or not _is_linear(layer):
+            continue
+        name = layer.active_adapters[0]
+        weight, bias = layer.get_base_layer().weight, layer.get_base_layer().bias
+        # With dropout the adapter does not see what the layer sees: PEFT's own forward.
+        sees_the_same = isinstance(layer.lora_dropout[name], torch.nn.Identity)
+        variant = layer.lora_variant.get(name)
+        if variant is None and sees_the_same:
+            layer.forward = partial(_lora, layer, name, _Base(Frozen(weight), Frozen(weight, transposed=True), bias))
+        elif isinstance(variant, DoraLinearVariant):
             squared = weight.detach().float().square().sum(dim=1)
             if not layer.lora_B[name].weight.any():
                 # PEFT begins with norms in the base's precision: in bfloat16 each row would be off by up to 0.4%.
                 layer.lora_magnitude_vector[name].weight.data.copy_(squared.sqrt())
-            layer.forward = partial(_dora, layer, name, squared)
+            if sees_the_same:
+                layer.forward = partial(_dora, layer, name, squared)
 
 
-def _is_plain(layer: Any) -> bool:
-    from peft.tuners.lora.variants import DoraLinearVariant
-
-    name = layer.active_adapters[0]
-    return (
-        len(layer.active_adapters) == 1
-        and type(layer.get_base_layer()) is torch.nn.Linear
-        and isinstance(layer.lora_dropout[name], torch.nn.Identity)
-        and layer.lora_B[name].bias is None
-        and (name not in layer.lora_variant or isinstance(layer.lora_variant[name], DoraLinearVariant))
-    )
+def _is_linear(layer: Any) -> bool:
+    """Whether it is a linear layer below one adapter without a bias."""
+    bias = layer.lora_B[layer.active_adapters[0]].bias
+    return len(layer.active_adapters) == 1 and type(layer.get_base_layer()) is torch.nn.Linear and bias is None
 
 
 def _lora(layer: Any, name: str, base: _Base, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:

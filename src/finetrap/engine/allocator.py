@@ -7,6 +7,8 @@ from functools import lru_cache
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3), from malloc.h."""
 LARGEST = (1 << 31) - 1
+LARGEST_BEFORE_2_35 = 32 << 20
+"""What older versions of glibc take for M_MMAP_THRESHOLD at most."""
 
 
 def give_back_freed_memory() -> None:
@@ -27,5 +29,6 @@ def keep_freed_memory() -> None:
     """
     if _is_glibc():
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        if not mallopt(M_MMAP_THRESHOLD, LARGEST):
+            mallopt(M_MMAP_THRESHOLD, LARGEST_BEFORE_2_35)
         mallopt(M_TRIM_THRESHOLD, LARGEST)

@@ -127,8 +127,9 @@ def packed_attention(
 
 
 def has_varlen_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has FlashAttention for sequences of varying lengths there."""
-    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    """Whether torch has FlashAttention for sequences of varying lengths there: from NVIDIA's Ampere on."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _varlen(

@@ -70,6 +70,20 @@ class _Stop(NamedTuple):
     texts: tuple[str, ...]
     limit: int
 
+    @property
+    def window(self) -> int:
+        """Tokens at the end of an answer in which a stop text can have become whole: each is a byte at least."""
+        return max([16, *(len(text.encode()) for text in self.texts)])
+
+
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] = ()) -> set[int]:
+    """The tokens that end an answer: the model's, the tokenizer's, and those of `texts` that are one token."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ends = configured if isinstance(configured, list) else [configured]
+    # A stop such as <|im_end|> is a token, and is not in the text.
+    named = [token for text, token in tokenizer.get_added_vocab().items() if text in texts]
+    return {int(token) for token in (*ends, tokenizer.eos_token_id, *named) if isinstance(token, int)}
+
 
 def generate_greedy(
     model: PreTrainedModel,
@@ -117,6 +131,8 @@ def _generate(
 ) -> list[list[Generated]]:
     if not prompts:
         return []
+    if not all(prompts):
+        raise ValueError("a prompt without a token has nothing to go on from; give it a beginning-of-sequence token.")
     keep_freed_memory()
     samples = sampling.samples if sampling else 1
     shared = common_prefix(prompts)
@@ -214,8 +230,8 @@ def _finish(tokenizer: PreTrainedTokenizerBase, new: list[int], token: int, stop
         return Generated(new, str(tokenizer.decode(new, skip_special_tokens=True)), truncated=False)
     new.append(token)
     if stop.texts:
-        # A stop text is a few tokens long; only the end of the answer can have completed one.
-        tail = str(tokenizer.decode(new[-16:], skip_special_tokens=True))
+        # Only the end of the answer can have completed one, and special tokens may be part of it.
+        tail = str(tokenizer.decode(new[-stop.window :]))
         if any(text in tail for text in stop.texts):
             text = str(tokenizer.decode(new, skip_special_tokens=True))
             cut = min((text.index(s) for s in stop.texts if s in text), default=len(text))

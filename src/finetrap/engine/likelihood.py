@@ -1,4 +1,4 @@
-"""Log-likelihoods: of choices that share their question, and of whole texts."""
+"""Log-likelihoods of choices that share their question."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -136,8 +136,10 @@ def _by_choice(
     return results
 
 
-def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"]:
-    """Which tokens of an item each of them sees: the context, and of the choices its own."""
+def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"] | None:
+    """Which tokens of an item each of them sees: the context, and of the choices its own; None: all before it."""
+    if len(item.choices) == 1:
+        return None
     mask = torch.ones(item.length, item.length, dtype=torch.bool).tril()
     start = len(item.context)
     for choice in item.choices:
@@ -145,15 +147,3 @@ def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"]:
         mask[start:stop, len(item.context) : start] = False
         start = stop
     return mask
-
-
-def text_loglikelihoods(
-    model: PreTrainedModel,
-    texts: Sequence[list[int]],
-    *,
-    first: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[float]:
-    """Log-likelihood in nats of every text, its first token predicted from the token `first`."""
-    items = [ChoiceItem([first], [text]) for text in texts]
-    return [values[0] for values in choice_loglikelihoods(model, items, progress=progress)]

@@ -88,6 +88,8 @@ class CompletionLoss:
         free = free_memory_bytes(str(self.device)) - reserved_bytes
         cuda = self.device.type == "cuda"
         bytes_at_a_time, most = (free // 2, TOKENS_AT_A_TIME_CUDA) if cuda else (ACTIVATION_BYTES, TOKENS_AT_A_TIME)
+        if not self.head.is_plain:  # All logits of a micro-batch exist at once.
+            most = min(most, head.LOGITS_AT_A_TIME // len(self.head.layer.weight))
         fitting = min(bytes_at_a_time, free // 2) // _activation_bytes_a_token(self.head.causal)
         self.tokens_at_a_time = max(1, min(most, fitting))
 
@@ -153,7 +155,7 @@ class CompletionLoss:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(self._micro_batches(rows)) == len(rows):
                     raise
-            self.tokens_at_a_time //= 2
+            self.tokens_at_a_time = min(self.tokens_at_a_time, sum(len(row.ids) for row in rows)) // 2
 
 
 def _activation_bytes_a_token(model: Any) -> int:

@@ -130,7 +130,7 @@ def train(
     optimiser step. The rate rises linearly over the warmup and falls linearly to zero. Data order is decided by
     `seed` alone, so that methods pair. A run that diverges ends with the weights of its best validation loss.
 
-    `keep_best`: end with the weights of the best validation loss in any case.
+    `keep_best`: end with the weights of the lowest validation loss that was measured after a step, in any case.
     `before`: the validation loss to begin with, where it is known; None: it is measured.
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
@@ -180,7 +180,9 @@ def train(
                 if validated is not None and before is not None and not validated <= max(limit, 1.5 * before):
                     outcome = "diverged"
                     break
-                if validated is not None and step < steps and (best.loss is None or validated < best.loss):
+                # With `keep_best`, the first takes the place of the untouched weights, even if it is worse.
+                better = best.loss is None or (validated is not None and validated < best.loss)
+                if validated is not None and step < steps and (better or (keep_best and best.step == 0)):
                     best.keep(validated, step=step)
             entry = TrainingLogEntry(
                 step=step,
