@@ -156,11 +156,8 @@ class Results:
         dated = {**row, "date": now(), "machine": machine()}
         file = self._read()
         rows = file.setdefault(part, [])
-        old = self.find(part=part, **row)
-        if old is None:
-            rows.append(dated)
-        else:
-            rows[rows.index(old)] = dated
+        place = next((i for i, old in enumerate(rows) if self._key(old) == self._key(row)), len(rows))
+        rows[place : place + 1] = [dated]
         head = {"date": now(), "machine": machine(), "versions": versions()}
         file = {**head, **{key: value for key, value in file.items() if key not in head}}
         self.path.parent.mkdir(parents=True, exist_ok=True)

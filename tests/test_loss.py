@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from finetrap.engine import head as head_module
+from finetrap.engine import loss as loss_module
 from finetrap.engine.attention import packed_attention_on
 from finetrap.engine.head import token_losses
 from finetrap.engine.loss import CompletionLoss, TrainingRow, _SummedCrossEntropy
@@ -63,11 +64,11 @@ def test_a_head_with_a_bias_gets_its_gradient(monkeypatch):
     assert_equal_to_plain(model, ROWS)
 
 
-def granite():
+def granite(vocabulary=260):
     """A model that scales its logits after the head."""
     torch.manual_seed(0)
     config = GraniteConfig(
-        vocab_size=260,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -85,14 +86,15 @@ def test_logits_that_a_model_scales_after_its_head_stay_scaled():
 
 
 def test_of_logits_that_are_changed_after_the_head_only_a_few_exist_at_once(monkeypatch):
-    monkeypatch.setattr(head_module, "LOGITS_AT_A_TIME", 40 * 260)
-    model = granite().requires_grad_(True)
+    vocabulary = 5000
+    monkeypatch.setattr(loss_module, "ACTIVATION_BYTES", 40 * 4 * loss_module.LOGITS_COPIES * vocabulary)
+    model = granite(vocabulary).requires_grad_(True)
     sizes = []
     model.lm_head.register_forward_hook(lambda module, given, logits: sizes.append(logits.numel()))
     with packed_attention_on(model):
         CompletionLoss(model).backward(ROWS * 10, forget=lambda: None)
     assert len(sizes) > 10
-    assert max(sizes) <= 40 * 260
+    assert max(sizes) <= 40 * vocabulary
 
 
 @pytest.mark.parametrize("prompt_lengths", [(4, 4, 4), (4, 6, 9)])

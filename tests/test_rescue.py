@@ -94,6 +94,15 @@ def test_interpolation_is_the_weighted_average_of_each_weight(weight: float) -> 
         torch.testing.assert_close(between[name], value, rtol=0, atol=1e-7 if 0 < weight < 1 else 0)
 
 
+def test_a_head_that_is_tied_in_one_model_alone_begins_at_the_embedding() -> None:
+    base, tuned = make_model("llama-tied"), make_model("llama-tied")
+    tuned.lm_head.weight = torch.nn.Parameter(tuned.lm_head.weight.detach() + 1)
+    tuned.config.tie_word_embeddings = False
+    between = interpolate(base, tuned, 0.25)
+    torch.testing.assert_close(between.lm_head.weight, base.lm_head.weight + 0.25)
+    assert torch.equal(between.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
 def test_nothing_lies_between_models_of_different_shapes() -> None:
     with pytest.raises(StudyError, match="differ in name or shape"):
         interpolate(make_model(), make_model(intermediate_size=48), 0.5)
@@ -245,7 +254,7 @@ def test_trials_from_before_replay_keep_their_keys() -> None:
         "clip": 1.0,
         "replay": 0.0,
     }
-    trial = Trial(**TRIAL, method="full", settings=settings)
+    trial = Trial(**TRIAL, method="full", settings=settings, protocol=2)
     # Computed by commit c76fd2b, which knew neither `replay` nor `parent`.
     assert trial.training_key == "2d939dd0b40a5d3628dabd8d2b8defab2924ce9e0d8da3ebcd97916aacb03fcf"
     assert trial.model_copy(update={"replayed": "c"}).training_key != trial.training_key

@@ -440,3 +440,6 @@ def test_doras_magnitudes_begin_as_norms_in_float32_with_dropout_too(tiny_model)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     norms = layer.get_base_layer().weight.float().norm(dim=1)
     torch.testing.assert_close(layer.lora_magnitude_vector["default"].weight.data, norms, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        before, after = (m.eval()(input_ids=IDS).logits for m in (tiny_model(dtype=torch.bfloat16), model))
+    assert (after - before).norm() <= 1e-3 * before.norm()

@@ -39,8 +39,16 @@ def _modules() -> list[str]:
 
 def _code(modules: Sequence[str]) -> str:
     """A hash of some modules as they are now."""
-    sources = [Path(spec.origin).read_bytes() for name in modules if (spec := find_spec(name)) and spec.origin]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(map(_source, modules))).hexdigest()[:16]
+
+
+def _source(module: str) -> bytes:
+    """Nothing of a module that is gone."""
+    try:
+        spec = find_spec(module)
+    except ModuleNotFoundError:
+        return b""
+    return Path(spec.origin).read_bytes() if spec is not None and spec.origin else b""
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:
@@ -49,12 +57,10 @@ def _versions(modules: Sequence[str]) -> dict[str, str]:
     return {"finetrap": finetrap.__version__, "code": code, "python": platform.python_version(), **packages}
 
 
-def _done() -> dict[str, dict[str, Any]]:
-    if not PATH.is_file():
-        return {}
-    written = json.loads(PATH.read_text())
-    same = written["versions"] == _versions(written.get("modules", []))
-    return {_key(cell): cell for cell in written["cells"]} if same else {}
+def _written() -> dict[str, Any]:
+    """The file, as long as nothing changed that decides its cells."""
+    written: dict[str, Any] = json.loads(PATH.read_text()) if PATH.is_file() else {"versions": None}
+    return written if written["versions"] == _versions(written.get("modules", [])) else {}
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -78,8 +84,8 @@ def _row(cell: Cell) -> dict[str, Any]:
     return {**named, **found, "seconds": round(time.perf_counter() - started, 2)}
 
 
-def _write(cells: Sequence[dict[str, Any]]) -> None:
-    modules = _modules()
+def _write(cells: Sequence[dict[str, Any]], modules_before: Sequence[str]) -> None:
+    modules = sorted({*modules_before, *_modules()})
     head = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": processor(),
@@ -103,7 +109,8 @@ def main() -> int:
 
     warnings.simplefilter("ignore")
     everything = matrix(models())
-    done = {} if given.sample else _done()
+    written = {} if given.sample else _written()
+    done = {_key(cell): cell for cell in written.get("cells", [])}
     chosen = [cell for cell in (sample(everything) if given.sample else everything) if given.only in cell.key]
     missing = [cell for cell in chosen if cell.key not in done]
     print(f"{len(chosen) - len(missing)} of {len(chosen)} cells are there", flush=True)
@@ -119,7 +126,7 @@ def main() -> int:
         )
         gc.collect()
         if not given.sample:
-            _write([done[c.key] for c in everything if c.key in done])
+            _write([done[c.key] for c in everything if c.key in done], written.get("modules", []))
     if SMOLLM2 not in models():
         print("without SmolLM2, which is not on this machine: finetrap models get smollm2-135m-instruct-q4")
     elif not possible():

@@ -73,12 +73,13 @@ def _amount(value: float, unit: str) -> str:
 def _floor(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("work", "on", "model", "products", "copies", "floor", "reached", "where the time goes")
+    header = ("work", "on", "model", "precision", "products", "copies", "floor", "reached", "where the time goes")
     return table(
         header,
         [
             (
                 *_named(row),
+                row["precision"],
                 f"{row['machine_operations'] / 1e9:.0f} GFLOP/s",
                 f"{row['machine_bytes'] / 1e9:.0f} GB/s",
                 _amount(row["floor"], row["unit"]),
@@ -97,7 +98,8 @@ def _largest(profile: dict[str, float]) -> list[tuple[str, float]]:
 def _agreement(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    return table(("work", "on", "model", "the two sides"), [(*_named(row), _agrees(row)) for row in rows])
+    header = ("work", "on", "model", "precision", "the two sides")
+    return table(header, [(*_named(row), row["precision"], _agrees(row)) for row in rows])
 
 
 def _agrees(row: dict[str, Any]) -> str:

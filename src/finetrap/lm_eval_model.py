@@ -33,7 +33,7 @@ LONG_TOKENS = 256
 """A continuation longer than that is scored with a context of its own: nothing is gained where little is shared."""
 SHARED_TOKENS = 32
 """What contexts begin with alike is computed once from this length on, if it is half of each at least."""
-ANSWERS_TOGETHER = 16
+ANSWERS_TOGETHER = 64
 """Answers are written apart from others for what they share if they are as many: few rows take as long as many."""
 
 _GREEDY_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p"}

@@ -166,8 +166,9 @@ def interpolate(base: torch.nn.Module, tuned: M, weight: float) -> M:
     Raises:
         StudyError: the two do not have the same weights.
     """
-    start = dict(base.named_parameters())
-    shapes = {name: parameter.shape for name, parameter in tuned.named_parameters()}
+    # A head by both of its names: it may be tied to the embedding in one model, and have gone its own way in the other.
+    start = dict(base.named_parameters(remove_duplicate=False))
+    shapes = {name: parameter.shape for name, parameter in tuned.named_parameters(remove_duplicate=False)}
     if shapes != {name: parameter.shape for name, parameter in start.items()}:
         raise StudyError("between these two models nothing lies: their weights differ in name or shape.")
     for name, end in tuned.named_parameters():
@@ -193,7 +194,6 @@ def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | N
             wrapped = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
             if wrapped.active_peft_config.is_prompt_learning:
                 raise ValueError("what it learned are prompts, which cannot be merged into weights")
-            _untie(model)
             return _merged(wrapped, dtype)
         model = load_weights(folder, dtype=dtype, device=device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -206,6 +206,7 @@ def load_checkpoint(folder: Path, loaded: LoadedModel, *, dtype: torch.dtype | N
 
 def _merged(wrapped: torch.nn.Module, dtype: torch.dtype) -> "PreTrainedModel":
     """The base with its adapter folded in: added in float32, rounded once to the precision it ships in."""
+    _untie(wrapped.get_base_model())  # type: ignore[operator]
     merged: PreTrainedModel = cast_weights(wrapped, torch.float32).merge_and_unload()  # type: ignore[operator]
     return cast_weights(merged, dtype)
 

@@ -25,6 +25,9 @@ TOKENS_AT_A_TIME_CUDA = 65536
 ACTIVATION_BYTES = 3 << 30
 """Of a micro-batch on a CPU, at most, by a generous count: full fine-tuning of 630M weights is to fit into 16 GB."""
 
+LOGITS_COPIES = 4
+"""Of logits that are not computed in chunks: as they are, in float32, their exponentials and their gradient."""
+
 
 class _SummedCrossEntropy(torch.autograd.Function):
     """Its gradients are computed with it, chunk by chunk, so that no chunk's logits are kept or computed twice."""
@@ -88,9 +91,9 @@ class CompletionLoss:
         free = free_memory_bytes(str(self.device)) - reserved_bytes
         cuda = self.device.type == "cuda"
         bytes_at_a_time, most = (free // 2, TOKENS_AT_A_TIME_CUDA) if cuda else (ACTIVATION_BYTES, TOKENS_AT_A_TIME)
-        if not self.head.is_plain:  # All logits of a micro-batch exist at once.
-            most = min(most, head.LOGITS_AT_A_TIME // len(self.head.layer.weight))
-        fitting = min(bytes_at_a_time, free // 2) // _activation_bytes_a_token(self.head.causal)
+        # Where logits are changed after the head, all of a micro-batch exist at once.
+        logits = 0 if self.head.is_plain else LOGITS_COPIES * 4 * len(self.head.layer.weight)
+        fitting = min(bytes_at_a_time, free // 2) // (_activation_bytes_a_token(self.head.causal) + logits)
         self.tokens_at_a_time = max(1, min(most, fitting))
 
     def backward(self, batch: Sequence[TrainingRow], *, forget: Callable[[], None]) -> float:
