@@ -9,7 +9,14 @@ from same_answers.cells import TIE, of_numbers
 from same_answers.generation import Answer, compare, same_tokens
 from same_answers.matrix import matrix, sample
 from same_answers.subjects import SMOLLM2, TINY, Pair, adapted, base, models, questions, trainable
-from same_answers.training import ROWS, beyond_rounding, loop_gradient, of_gradients, plain_gradient, plain_losses
+from same_answers.training import (
+    ROWS,
+    loop_gradient,
+    of_gradients,
+    plain_gradient,
+    plain_losses,
+    to_the_nearer,
+)
 
 from finetrap.engine.generate import Generated
 
@@ -106,13 +113,13 @@ def test_a_gradient_that_is_wrong_in_one_parameter_is_told():
     assert name in wrong.says
 
 
-def test_what_the_reference_itself_rounds_is_held_against_float64():
-    exact = {"a": torch.ones(4), "b": torch.ones(4)}
-    rounded = {"a": exact["a"] * (1 + 1e-4), "b": exact["b"] * (1 + 1e-6)}
-    for ours, passed in ((exact, True), (rounded, False), ({**exact, "b": exact["b"] * (1 + 1e-4)}, False)):
-        differences, rounding = beyond_rounding({"": ours}, rounded, exact)
-        assert of_numbers(differences, tokens=1).passed is passed
-        assert rounding == pytest.approx(1e-4, rel=1e-3)
+def test_of_two_references_the_nearer_counts():
+    reference = {"a": torch.ones(4), "b": torch.ones(4)}
+    other = {"a": reference["a"] * (1 + 1e-4), "b": reference["b"]}
+    wrong = {**other, "b": other["b"] * (1 + 1e-4)}
+    between = {**other, "a": reference["a"] * (1 + 5e-5)}
+    for ours, passed in ((other, True), (reference, True), (between, False), (wrong, False)):
+        assert of_numbers(to_the_nearer({"": ours}, reference, other), tokens=1).passed is passed
 
 
 def test_a_number_that_is_none_and_a_parameter_that_is_missing_differ():
