@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import SMOLLM2, arguments, model_here, quiet, say_of
+from command import arguments, model_here, quiet, say_of
+from engine import SMOLLM2
 from measure import RESULTS, Results, Run, Worker, WorkerError
 from work import Job, encoder, loaded, training_examples
 

@@ -10,7 +10,6 @@ preset are GGUF files whose names begin with the model's, in --models or $FINETR
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from command import arguments, quiet, say_of, spec_of
 from measure import RESULTS, Results, Run, Worker, WorkerError, alternate, compared, seconds_of
 from work import Job, warm_up
 
 from finetrap.errors import StudyError
-from finetrap.presets import PRESETS, here
 
 SMOLLM2, GEMMA, QWEN = "smollm2-135m-instruct-q4", "gemma-3-270m-q4", "qwen2.5-coder-0.5b"
 TRAINING_ROWS = {SMOLLM2: 48, GEMMA: 16, QWEN: 16}
@@ -163,9 +162,17 @@ class Bench:
     quick: bool
     grid_again: bool
 
+    def has(self, work: Work, model: str) -> bool:
+        """Whether the file has a row, and all of it: of what is timed the profile is measured last."""
+        row = self.results.find(**self._key(work, model))
+        return row is not None and (work.kind in ("memory", "study") or "profile" in row)
+
+    def _key(self, work: Work, model: str) -> dict[str, str]:
+        return {"work": work.name, "variant": work.variant, "model": model, "precision": self.precision}
+
     def row(self, work: Work, model: str, spec: str) -> None:
         """Measure and write one row."""
-        key = {"work": work.name, "variant": work.variant, "model": model, "precision": self.precision}
+        key = self._key(work, model)
         say = say_of(f"{work.name} ({work.variant}), {model}")
 
         def put(found: dict[str, Any]) -> None:
@@ -337,40 +344,6 @@ def _process(*command: str) -> Run:
     return Run(seconds_of(lambda: subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)))
 
 
-def say_of(what: str) -> Callable[[str], None]:
-    return lambda text: print(f"{what}: {text}", flush=True)
-
-
-def spec_of(model: str, folder: Path | None) -> str | None:
-    """What finds a model: a preset that is here, a path, or a GGUF file of that name in a folder; None without one."""
-    if (model in PRESETS and here(PRESETS[model])) or Path(model).exists():
-        return model
-    found = sorted(folder.glob(f"{model}*.gguf")) if folder else []
-    return str(found[0]) if found else None
-
-
-def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """What this script and those beside it are told."""
-    folder = os.environ.get("FINETRAP_BENCH_MODELS")
-    parser.add_argument("--models", type=Path, default=folder, help="folder with GGUF files")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a few rows: whether it runs, not how fast")
-    return parser.parse_args()
-
-
-def model_here(given: argparse.Namespace) -> tuple[str, str]:
-    """The name of the one model that a script was told, and what finds it; ends the script where it is not here."""
-    spec = spec_of(given.model, given.models)
-    if spec is None:
-        raise SystemExit(f"{given.model} is not here; run: finetrap models get {given.model}")
-    return (Path(spec).stem if Path(spec).exists() else spec), spec
-
-
-def quiet() -> None:
-    """What the workers inherit: no Hub, no progress bars."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TQDM_DISABLE": "1"}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure finetrap's engine against its peers.")
     names = sorted({work.name for work in WORKS})
@@ -394,10 +367,7 @@ def main() -> None:
             model = Path(named).stem if Path(named).exists() else named
             spec = spec_of(named, given.models)
             say = say_of(f"{work.name} ({work.variant}), {model}")
-            key = {"work": work.name, "variant": work.variant, "model": model, "precision": precision}
-            row = results.find(**key)
-            # Of what is timed the profile is measured last.
-            if given.missing and row is not None and (work.kind in ("memory", "study") or "profile" in row):
+            if given.missing and bench.has(work, model):
                 continue
             if spec is None:
                 say("left out: the model is not here; see --models, and `finetrap models get`")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from engine import GEMMA, QWEN, arguments, quiet, say_of, spec_of
+from command import arguments, quiet, say_of, spec_of
+from engine import GEMMA, QWEN
 from measure import RESULTS, Results, Worker, WorkerError
 from work import Job, loaded
 

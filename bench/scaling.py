@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from engine import SMOLLM2, arguments, model_here, quiet, say_of
+from command import arguments, model_here, quiet, say_of
+from engine import SMOLLM2
 from measure import RESULTS, Results, Run, Worker, WorkerError
 from work import Job
 
