@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetrap.engine.blocks import Block, BlockAttention
+from finetrap.engine.norms import norms_on
 from finetrap.errors import StudyError
 
 NAME = "finetrap_packed"
@@ -210,11 +211,12 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def attention_on(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within it, `model` attends by the function that is registered under a name."""
+    """Within it, `model` attends by the function that is registered under a name, and has norms of `norms`."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
-        yield
+        with norms_on(model):
+            yield
     finally:
         model.set_attn_implementation(before)
 
