@@ -10,6 +10,7 @@ from tiny import make_model
 from torch.nn.functional import cross_entropy
 from transformers import GraniteConfig, GraniteForCausalLM
 
+from finetrap.engine import blocks as blocks_module
 from finetrap.engine import head as head_module
 from finetrap.engine import loss as loss_module
 from finetrap.engine.attention import packed_attention_on
@@ -53,6 +54,13 @@ def assert_equal_to_plain(model, rows):
 @pytest.mark.parametrize("family", ["llama-untied", "llama-tied", "gemma3-untied"])
 def test_in_chunks_of_any_size_loss_and_gradient_are_those_of_all_logits_at_once(monkeypatch, family, chunk):
     monkeypatch.setattr(head_module, "LOGITS_AT_A_TIME", chunk)
+    assert_equal_to_plain(make_model(family), ROWS)
+
+
+@pytest.mark.parametrize("keys", [0, 15, 512])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_weights_of_attention_that_are_kept_or_computed_again_give_the_same_gradient(monkeypatch, family, keys):
+    monkeypatch.setattr(blocks_module, "KEYS_KEPT", keys)
     assert_equal_to_plain(make_model(family), ROWS)
 
 

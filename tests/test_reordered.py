@@ -12,18 +12,16 @@ SIZES = st.integers(1, 70)
 
 
 @given(SIZES, SIZES, SIZES, st.booleans(), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_a_product_is_that_of_the_weight_and_of_its_transpose(rows, wide, narrow, biased, dtype):
+def test_a_product_is_that_of_the_weight(rows, wide, narrow, biased, dtype):
     generator = torch.Generator().manual_seed(rows)
-    weight, x, above, bias = (
-        torch.randn(shape, generator=generator).to(dtype)
-        for shape in ((wide, narrow), (rows, narrow), (rows, wide), wide)
+    weight, x, bias = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((wide, narrow), (rows, narrow), wide)
     )
     tolerance = {"rtol": 1e-2, "atol": 3e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
     expected = x.double() @ weight.double().T + (bias.double() if biased else 0)
     for in_float32 in (False, True):
-        product, transposed = (Frozen(weight, transposed=t, in_float32=in_float32) for t in (False, True))
+        product = Frozen(weight, in_float32=in_float32)
         torch.testing.assert_close(product(x, bias if biased else None).double(), expected, **tolerance)
-        torch.testing.assert_close(transposed(above).double(), above.double() @ weight.double(), **tolerance)
 
 
 def test_a_model_has_its_own_layers_again_after_an_error(tiny_model):

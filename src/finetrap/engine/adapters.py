@@ -6,44 +6,34 @@ products of the adapter's rank. What is no plain LoRA or DoRA layer keeps PEFT's
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
-from finetrap.engine.reordered import Frozen
-
-
-class _Base(NamedTuple):
-    """The layer below a LoRA adapter, frozen."""
-
-    product: Frozen
-    transposed: Frozen
-    bias: Tensor | None
-
 
 class _Lora(torch.autograd.Function):
     """x W^T + bias + s (x A^T) B^T (arXiv:2106.09685, equation 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, base: _Base, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         ctx.dtype = a.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
         narrow = x @ a.T
-        ctx.save_for_backward(x, narrow, a, b)
-        ctx.base, ctx.scale = base, scale
-        return base.product(x, base.bias).addmm_(narrow, b.T, alpha=scale)
+        ctx.save_for_backward(x, narrow, weight, a, b)
+        ctx.scale = scale
+        return linear(x, weight, bias).addmm_(narrow, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, a, b = ctx.saved_tensors
+        x, narrow, weight, a, b = ctx.saved_tensors
         above = (gradient @ b).mul_(ctx.scale)
         d_a = above.T @ x
         d_b = (narrow.T @ gradient).T.mul_(ctx.scale)
-        d_x = ctx.base.transposed(gradient).addmm_(above, a) if ctx.needs_input_grad[0] else None
-        return d_x, None, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None
+        d_x = (gradient @ weight).addmm_(above, a) if ctx.needs_input_grad[0] else None
+        return d_x, None, None, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None
 
 
 class _Dora(torch.autograd.Function):
@@ -109,14 +99,13 @@ def speed_up(wrapped: torch.nn.Module) -> None:
         if not isinstance(layer, Linear) or not _is_linear(layer):
             continue
         name = layer.active_adapters[0]
-        weight, bias = layer.get_base_layer().weight, layer.get_base_layer().bias
         # With dropout the adapter does not see what the layer sees: PEFT's own forward.
         sees_the_same = isinstance(layer.lora_dropout[name], torch.nn.Identity)
         variant = layer.lora_variant.get(name)
         if variant is None and sees_the_same:
-            layer.forward = partial(_lora, layer, name, _Base(Frozen(weight), Frozen(weight, transposed=True), bias))
+            layer.forward = partial(_lora, layer, name)
         elif isinstance(variant, DoraLinearVariant):
-            squared = weight.detach().float().square().sum(dim=1)
+            squared = layer.get_base_layer().weight.detach().float().square().sum(dim=1)
             if not layer.lora_B[name].weight.any():
                 # PEFT begins with norms in the base's precision: in bfloat16 each row would be off by up to 0.4%.
                 layer.lora_magnitude_vector[name].weight.data.copy_(squared.sqrt())
@@ -130,9 +119,10 @@ def _is_linear(layer: Any) -> bool:
     return len(layer.active_adapters) == 1 and type(layer.get_base_layer()) is torch.nn.Linear and bias is None
 
 
-def _lora(layer: Any, name: str, base: _Base, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
+def _lora(layer: Any, name: str, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:
+    base = layer.get_base_layer()
     a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-    out: Tensor = _Lora.apply(x.reshape(-1, x.shape[-1]), base, a, b, scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _Lora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], -1)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 LONG_PREFIX = 512
 """Tokens from which on a prefix is attended to apart, in float32 on a CPU."""
+KEYS_KEPT = 512
+"""Keys of a block up to which its weights are kept for the backward pass: a fifth of a layer's activations at most."""
 
 
 class Block(NamedTuple):
@@ -30,7 +32,7 @@ class Block(NamedTuple):
 
 
 class BlockAttention(torch.autograd.Function):
-    """Softmax(scale Q K^T) V within each block; the backward pass computes the weights again.
+    """Softmax(scale Q K^T) V within each block; the backward pass computes weights of many keys again.
 
     Derivatives as in FlashAttention (arXiv:2205.14135, appendix B.4). Gradients of keys and values add up in
     float32, since many blocks share a prefix.
@@ -40,21 +42,24 @@ class BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float
     ) -> Float[Tensor, "1 tokens heads size"]:
-        ctx.save_for_backward(query, key, value)
+        kept: list[Tensor | None] = []
+        attended = attend(query, key, value, blocks, scale, kept if any(ctx.needs_input_grad) else None)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.blocks, ctx.scale = blocks, scale
-        return attend(query, key, value, blocks, scale)
+        return attended
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         heads, key_heads = query.shape[1], key.shape[1]
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros_like(part, dtype=torch.float32) for part in (key, value))
-        for block in ctx.blocks:
+        for block, weights in zip(ctx.blocks, kept, strict=True):
             keys, values = _seen(key, block), _seen(value, block)
             queries = _by_key_head(query[0, :, block.queries], key_heads)
             above = _by_key_head(gradient[0, block.queries].transpose(0, 1), key_heads)
-            weights = _scores(queries, keys, block, ctx.scale).softmax(dim=-1)
+            if weights is None:
+                weights = _scores(queries, keys, block, ctx.scale).softmax(dim=-1)
             d_weights = torch.bmm(above, values.transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             d_query[0, :, block.queries] = _by_head(torch.bmm(d_scores, keys), heads)
@@ -69,8 +74,12 @@ def attend(
     value: Float[Tensor, "1 key_heads tokens value_size"],
     blocks: Sequence[Block],
     scale: float,
+    kept: list[Tensor | None] | None = None,
 ) -> Float[Tensor, "1 queries heads value_size"]:
-    """Attention within each block, without a gradient; the queries are the last of the tokens that the keys are of."""
+    """Attention within each block, without a gradient; the queries are the last of the tokens that the keys are of.
+
+    `kept` receives each block's weights, or None where there are too many.
+    """
     _, heads, tokens, _ = query.shape
     before = key.shape[2] - tokens
     attended = value.new_empty(1, tokens, heads, value.shape[3])
@@ -87,6 +96,8 @@ def attend(
             weights = _scores(queries, _seen(key, block), block, scale).softmax(dim=-1)
             out = torch.bmm(weights, _seen(value, block))
             attended[0, asking] = _by_head(out, heads).transpose(0, 1)
+            if kept is not None:
+                kept.append(weights if weights.shape[2] <= KEYS_KEPT else None)
             continue
         own = Block(block.queries, slice(0, 0), block.own, _of_own(block), sees_prefix=True)
         scores = _scores(queries, _seen(key, own), own, scale)
@@ -95,6 +106,8 @@ def attend(
         behind = slice(block.queries.start - apart.stop, block.queries.stop - apart.stop)
         share = torch.sigmoid(of_prefix.lse[0, :, behind, None] - lse.view(heads, -1, 1))
         attended[0, asking] = torch.lerp(out, of_prefix.attended[0, :, behind], share).transpose(0, 1)
+        if kept is not None:
+            kept.append(None)
     return attended
 
 

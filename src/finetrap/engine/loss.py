@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from finetrap.cost import free_memory_bytes, is_out_of_memory
 from finetrap.engine import head
 from finetrap.engine.attention import by_token_budget, common_prefix, logits_at, pack_causal
+from finetrap.engine.blocks import KEYS_KEPT
 
 T = TypeVar("T")
 
@@ -162,8 +163,13 @@ class CompletionLoss:
 
 
 def _activation_bytes_a_token(model: Any) -> int:
-    """What a training pass keeps of a token: some twenty vectors of a layer's width, six of its feed-forward's."""
+    """What a training pass keeps of a token.
+
+    Some twenty vectors of a layer's width, six of its feed-forward's, and its weights of half the keys that are kept
+    at most.
+    """
     config = model.config.get_text_config()
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     wide = max(wide) if isinstance(wide, list | tuple) else wide
-    return int(config.num_hidden_layers * (20 * config.hidden_size + 6 * wide) * model.dtype.itemsize)
+    kept = getattr(config, "num_attention_heads", 0) * KEYS_KEPT // 2
+    return int(config.num_hidden_layers * (20 * config.hidden_size + 6 * wide + kept) * model.dtype.itemsize)

@@ -2,8 +2,8 @@
 
 Products of few rows gain most by it: in bfloat16 the order would else be made within each of them, and in float32
 another library computes them, at half the speed where the head of a vocabulary is. Products of thousands of rows gain
-some percent. Only on a CPU, in bfloat16 on one that has instructions for it, and in float32 where memory is ample: what
-is reordered stands in memory twice.
+little. Only on a CPU, in bfloat16 on one that has instructions for it, and in float32 where memory is ample: what is
+reordered stands in memory twice.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,18 @@ TYPICAL_ROWS = 32
 
 
 class Frozen:
-    """Products with a weight, or its transpose, that hardly ever changes: where it does, it is reordered again."""
+    """Products with a weight that hardly ever changes: where it does, it is reordered again."""
 
-    def __init__(self, weight: Float[Tensor, "out in"], *, transposed: bool = False, in_float32: bool = False) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"], *, in_float32: bool = False) -> None:
         """`in_float32`: reorder float32 weights too, which gives thousands of rows little for the memory."""
         self._weight = weight
-        self._transposed = transposed
         self._reorders = (torch.bfloat16, torch.float32) if in_float32 else (torch.bfloat16,)
         self._reordered_of: tuple[int, int] | None = None
         """Where the reordered weight lay, and how often it had been written to."""
 
     def __call__(self, rows: Float[Tensor, "*rows in"], bias: Tensor | None = None) -> Float[Tensor, "*rows out"]:
-        """Rows W^T + bias, or rows W + bias for the transpose, without a gradient."""
-        weight = self._weight.detach().T if self._transposed else self._weight.detach()
+        """Rows W^T + bias, without a gradient."""
+        weight = self._weight.detach()
         if weight.device.type != "cpu" or weight.dtype not in self._reorders or not _can_reorder(weight.dtype):
             return linear(rows, weight, bias)
         state = (weight.data_ptr(), self._weight._version)
