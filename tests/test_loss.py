@@ -115,6 +115,12 @@ def test_a_prompt_that_rows_share_is_computed_once_and_changes_nothing(prompt_le
         assert sum(_tokens_computed(model, rows)) < sum(len(row.ids) for row in rows)
 
 
+def test_the_gradient_behind_a_prefix_that_is_attended_to_apart_is_the_same(monkeypatch):
+    monkeypatch.setattr(blocks_module, "LONG_PREFIX", 3)
+    rows = [TrainingRow([30, 31, 32, 33, *range(40 + 9 * i, 60 + 9 * i)], 5) for i in range(3)]
+    assert_equal_to_plain(make_model("qwen3"), rows)
+
+
 def _tokens_computed(model, rows):
     seen = []
     hook = model.model.embed_tokens.register_forward_hook(lambda module, given, out: seen.append(given[0].numel()))

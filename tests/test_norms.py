@@ -87,6 +87,19 @@ def test_every_norm_of_a_family_is_taken_and_given_back_after_an_error(family):
     assert torch.equal(model(ids).logits, before)
 
 
+def test_a_weight_that_training_changes_is_followed_and_any_gradient_is_taken():
+    norm = LlamaRMSNorm(8)
+    x = torch.randn(3, 8)
+    with norms_on(norm):
+        norm.weight.data = torch.full((8,), 2.0)
+        with torch.no_grad():
+            norm.weight.mul_(2)
+        ours = norm(x)
+        ours.sum().backward()  # a gradient that is expanded; none is asked for the rows
+    torch.testing.assert_close(ours, norm(x))
+    torch.testing.assert_close(norm.weight.grad, (norm(x) / norm.weight).sum(dim=0))
+
+
 class CentredRMSNorm(LlamaRMSNorm):
     def forward(self, x):
         return super().forward(x - x.mean(dim=-1, keepdim=True))
@@ -97,7 +110,48 @@ class GatedRMSNorm(LlamaRMSNorm):
         return super().forward(x if gate is None else x * gate)
 
 
-@pytest.mark.parametrize("norm", [CentredRMSNorm(8), GatedRMSNorm(8), torch.nn.LayerNorm(8)])
+class ScaledBeforeRMSNorm(Gemma3RMSNorm):
+    def forward(self, x):
+        return self._norm(x.float() * (1 + self.weight.float())).type_as(x)
+
+
+class OutsideRMSNorm(LlamaRMSNorm):
+    def forward(self, x):
+        return self.weight * x / (x.square().mean(dim=-1, keepdim=True).sqrt() + self.variance_epsilon)
+
+
+class FourDimensionalRMSNorm(LlamaRMSNorm):
+    def forward(self, x):
+        _batch, _heads, _tokens, _size = x.shape
+        return super().forward(x)
+
+
+class GroupedRMSNorm(LlamaRMSNorm):
+    groups = 2
+
+    def forward(self, x):
+        return super().forward(x.unflatten(-1, (self.groups, -1)).flip(-2).flatten(-2))
+
+
+OTHERS = [
+    CentredRMSNorm(8),
+    GatedRMSNorm(8),
+    ScaledBeforeRMSNorm(8),
+    OutsideRMSNorm(8),
+    FourDimensionalRMSNorm(8),
+    LlamaRMSNorm(8).to("meta"),
+    torch.nn.LayerNorm(8),
+]
+
+
+@pytest.mark.parametrize("norm", OTHERS, ids=lambda norm: type(norm).__name__)
 def test_what_only_looks_like_such_a_norm_keeps_its_own(norm):
     with norms_on(norm):
         assert "forward" not in norm.__dict__
+
+
+def test_each_module_of_a_class_is_looked_at_by_itself():
+    norms = torch.nn.ModuleList(GroupedRMSNorm(8) for _ in range(2))
+    norms[0].groups = 1
+    with norms_on(norms):
+        assert ["forward" in norm.__dict__ for norm in norms] == [True, False]

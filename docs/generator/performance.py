@@ -41,7 +41,7 @@ def _dated(file: dict[str, Any], rows: str) -> str:
 def _engine(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "precision", "date")
+    header = ("work", "on", "model", "against", "ours", "theirs", "ratio", "runs", "precision", "processor", "date")
     return table(
         header,
         [
@@ -53,6 +53,7 @@ def _engine(rows: list[dict[str, Any]]) -> str:
                 f"**{row['ratio']:.1f}x**",
                 str(len(row["runs"]["ours"])),
                 row["precision"],
+                row.get("machine", "").partition(",")[0],
                 row["date"][:10],
             )
             for row in rows

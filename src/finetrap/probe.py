@@ -3,6 +3,8 @@
 import time
 from dataclasses import replace
 
+from transformers import PreTrainedModel
+
 from finetrap.data import Encoder
 from finetrap.engine.attention import packed_attention_on
 from finetrap.engine.loss import CompletionLoss, TrainingRow
@@ -26,9 +28,10 @@ def probed_flops(loaded: LoadedModel, items: TaskItems, method: Method | None) -
         encoder = Encoder(loaded.tokenizer, items.task, chat=loaded.record.chat)
         examples = items.splits.train[:EXAMPLES]
         rows = [TrainingRow(*encoder.training_row(example)) for example in examples]
-        model = loaded.copy()
-        with packed_attention_on(model):
-            losses = CompletionLoss(method.prepare(model))
+        wrapped = method.prepare(loaded.copy())
+        base: PreTrainedModel = wrapped.get_base_model() if method.adapter else wrapped  # type: ignore[operator, assignment]
+        with packed_attention_on(base):
+            losses = CompletionLoss(wrapped)
             for _ in range(2):  # the first one warms up
                 started = time.perf_counter()
                 losses.backward(rows, forget=lambda: None)

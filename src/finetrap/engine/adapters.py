@@ -114,9 +114,10 @@ def speed_up(wrapped: torch.nn.Module) -> None:
 
 
 def _is_linear(layer: Any) -> bool:
-    """Whether it is a linear layer below one adapter without a bias."""
-    bias = layer.lora_B[layer.active_adapters[0]].bias
-    return len(layer.active_adapters) == 1 and type(layer.get_base_layer()) is torch.nn.Linear and bias is None
+    """Whether it is a frozen linear layer below one adapter without a bias."""
+    base, bias = layer.get_base_layer(), layer.lora_B[layer.active_adapters[0]].bias
+    frozen = not any(parameter.requires_grad for parameter in base.parameters())
+    return len(layer.active_adapters) == 1 and type(base) is torch.nn.Linear and bias is None and frozen
 
 
 def _lora(layer: Any, name: str, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens out"]:

@@ -165,11 +165,12 @@ class CompletionLoss:
 def _activation_bytes_a_token(model: Any) -> int:
     """What a training pass keeps of a token.
 
-    Some twenty vectors of a layer's width, six of its feed-forward's, and its weights of half the keys that are kept
-    at most.
+    Some twenty vectors of a layer's width, six of its feed-forward's, and on a CPU the attention that is kept, as of
+    rows of as many keys as are kept at most.
     """
     config = model.config.get_text_config()
     wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     wide = max(wide) if isinstance(wide, list | tuple) else wide
-    kept = getattr(config, "num_attention_heads", 0) * KEYS_KEPT // 2
+    heads = 0 if model.device.type == "cuda" else getattr(config, "num_attention_heads", 0)
+    kept = heads * KEYS_KEPT * 3 // 4
     return int(config.num_hidden_layers * (20 * config.hidden_size + 6 * wide + kept) * model.dtype.itemsize)
