@@ -123,7 +123,8 @@ def test_every_tested_family_packs_without_a_leak(family, tiny_model):
     check_packing(tiny_model(family, dtype=torch.bfloat16))
 
 
-def test_a_family_whose_layers_would_leak_is_refused():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_family_whose_layers_would_leak_is_refused(dtype):
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     config = Lfm2Config(
@@ -137,4 +138,4 @@ def test_a_family_whose_layers_would_leak_is_refused():
         initializer_range=0.3,
     )
     with pytest.raises(StudyError, match="models of type 'lfm2' cannot be compared yet"):
-        check_packing(Lfm2ForCausalLM(config).eval())
+        check_packing(Lfm2ForCausalLM(config).to(dtype).eval())

@@ -263,8 +263,9 @@ def check_packing(model: PreTrainedModel) -> None:
     size = alone.norm(dim=-1)
     leaked = ((after_one - after_other).norm(dim=-1) / size).max()
     differs = ((after_one - alone).norm(dim=-1) / size).max()
-    # What precedes must not matter at all; against the plain pass another kernel rounds otherwise.
-    if leaked > 1e-3 or differs > 0.1:
+    # What precedes must not matter at all; against the plain pass another kernel rounds otherwise. And in half precision
+    # the very same pass, which now and then came out 2% apart on a CPU with matrix units.
+    if leaked > (1e-3 if model.dtype == torch.float32 else 0.1) or differs > 0.1:
         raise StudyError(_UNSUPPORTED.format(kind=model.config.model_type))
 
 
