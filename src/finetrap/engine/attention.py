@@ -254,18 +254,20 @@ def check_packing(model: PreTrainedModel) -> None:
     positions = torch.arange(len(one), len(one) + len(last), device=model.device)
     try:
         with packed_attention_on(model):
-            after_one, after_other = (
-                logits_at(model, pack_causal([first, last], model.device), positions) for first in (one, other)
-            )
+            # A leak is there each time. In bfloat16, on a CPU with matrix units, a process's first pass now and then
+            # came out 2% apart from the same pass after it.
+            tried = [
+                [logits_at(model, pack_causal([first, last], model.device), positions) for first in (one, other)]
+                for _ in range(3)
+            ]
         alone = model(torch.tensor([last], device=model.device), use_cache=False).logits[0].float()
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise StudyError(_UNSUPPORTED.format(kind=model.config.model_type)) from error
     size = alone.norm(dim=-1)
-    leaked = ((after_one - after_other).norm(dim=-1) / size).max()
-    differs = ((after_one - alone).norm(dim=-1) / size).max()
-    # What precedes must not matter at all; against the plain pass another kernel rounds otherwise. And in half precision
-    # the very same pass, which now and then came out 2% apart on a CPU with matrix units.
-    if leaked > (1e-3 if model.dtype == torch.float32 else 0.1) or differs > 0.1:
+    leaked = min(((a - b).norm(dim=-1) / size).max() for a, b in tried)
+    differs = ((tried[-1][0] - alone).norm(dim=-1) / size).max()
+    # What precedes must not matter at all; against the plain pass another kernel rounds otherwise.
+    if leaked > 1e-3 or differs > 0.1:
         raise StudyError(_UNSUPPORTED.format(kind=model.config.model_type))
 
 
