@@ -48,6 +48,7 @@ def plain_divergence(untouched: PreTrainedModel, adapted: PreTrainedModel, text:
 def test_it_equals_torch_on_the_logits_of_transformers(tiny_model: Callable[..., PreTrainedModel], family: str) -> None:
     untouched, adapted = tiny_model(family), moved(tiny_model(family))
     expected = [plain_divergence(untouched, adapted, text) for text in TEXTS]
+    # A sum of differences between logarithms: rounding is of their size, not of the divergence's.
     assert divergences(untouched, adapted, TEXTS) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert min(expected) > 0.01
 

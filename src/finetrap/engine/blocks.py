@@ -15,7 +15,7 @@ from torch import Tensor
 LONG_PREFIX = 512
 """Tokens from which on a prefix is attended to apart, in float32 on a CPU."""
 KEYS_KEPT = 512
-"""Keys of a block up to which its weights are kept for the backward pass: a fifth of a layer's activations at most."""
+"""Keys of a block up to which its weights are kept for the backward pass: a fifth of SmolLM2's activations, about."""
 
 
 class Block(NamedTuple):
