@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetrap.engine.attention import (
+    LONG_PREFIX,
     PackedRow,
-    Span,
     by_token_budget,
     check_packing,
     logits_at,
     pack_causal,
     packed_attention_on,
 )
-from finetrap.engine.blocks import LONG_PREFIX
+from finetrap.engine.layout import Span
 from finetrap.errors import StudyError
 
 SEQUENCES = [[65, 66, 67], list(range(97, 122)), [42], list(range(30, 60)), list(range(8)), list(range(9))]

@@ -16,7 +16,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from finetrap.engine import captured as captured_module
 from finetrap.engine import decoding as decoding_module
 from finetrap.engine import generate as generate_module
-from finetrap.engine.blocks import LONG_PREFIX
+from finetrap.engine.attention import LONG_PREFIX
 from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest, stop_tokens
 
 PAD = 258

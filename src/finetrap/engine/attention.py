@@ -14,28 +14,18 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.engine.blocks import Block, BlockAttention
+from finetrap.engine.blocks import BlockAttention, attend
+from finetrap.engine.layout import Heads, Layout, Span, lay_out
 from finetrap.engine.norms import norms_on
 from finetrap.errors import StudyError
 
 NAME = "finetrap_packed"
-QUERIES_AT_A_TIME = 256
-"""Of a block: what bounds the scores in memory, and what keys after it are not computed."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Tokens `start` to `stop` of a row, which see the row's first `prefix` tokens and, causally, each other."""
-
-    start: int
-    stop: int
-    prefix: int = 0
-    mask: Bool[Tensor, "queries own"] | None = None
-    """Which of the span's own tokens each of them sees; None: those before it, and itself."""
+LONG_PREFIX = 512
+"""Tokens from which on a prefix is attended to apart, in float32 on a CPU and without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class PackedRow:
     """Restart with every sequence, after its prefix. A prefix computed before has its positions in front."""
     spans: tuple[Span, ...]
     """In order, without gaps."""
-    _blocks: dict[int | None, list[Block]] = field(default_factory=dict)
+    _layouts: dict[tuple[int | None, Heads, torch.dtype, int], Layout] = field(default_factory=dict)
 
     @cached_property
     def is_plain(self) -> bool:
@@ -57,48 +47,30 @@ class PackedRow:
     @cached_property
     def ends(self) -> tuple[Int[Tensor, " spans_and_one"], int]:
         """Where each span begins, and the end of the last; and the longest span's length."""
-        lengths = [span.stop - span.start for span in self.spans]
+        lengths = [span.length for span in self.spans]
         places = torch.tensor([*accumulate(lengths, initial=0)], dtype=torch.int32, device=self.input_ids.device)
         return places, max(lengths)
 
-    def blocks(self, window: int | None, groups: int, dtype: torch.dtype) -> list[Block]:
-        """The row's blocks under a sliding window of `window` positions; the same in every layer that has it.
+    def layout(self, query: Tensor, key: Tensor, window: int | None) -> Layout:
+        """The row's layout for such queries and keys under a sliding window; the same in every layer that has them."""
+        heads = Heads(query.shape[1], key.shape[1])
+        apart = 0 if torch.is_grad_enabled() else self._prefix_apart(window, query)
+        known = (window, heads, query.dtype, apart)
+        if known not in self._layouts:
+            asking = self.input_ids.shape[1]
+            self._layouts[known] = lay_out(
+                self.spans, self.position_ids[0], asking=asking, heads=heads, window=window, apart=apart, like=query
+            )
+        return self._layouts[known]
 
-        `groups`: the heads that share a key head.
-        """
-        if window not in self._blocks:
-            self._blocks[window] = [
-                self._block(span, start, min(start + QUERIES_AT_A_TIME, span.stop), window, groups, dtype)
-                for span in self.spans
-                for start in range(span.start, span.stop, QUERIES_AT_A_TIME)
-            ]
-        return self._blocks[window]
-
-    def _block(self, span: Span, start: int, stop: int, window: int | None, groups: int, dtype: torch.dtype) -> Block:
-        positions = self.position_ids[0]
-        keys = torch.cat([positions[: span.prefix], positions[span.start : stop]])
-        distance = positions[start:stop, None] - keys[None, :]
-        visible = distance >= 0
-        if span.mask is not None:
-            own = span.mask[start - span.start : stop - span.start, : stop - span.start]
-            visible[:, span.prefix :] &= own.to(visible.device)
-        if window is not None:
-            visible &= distance < window
-        seen = visible.any(dim=0).nonzero()[:, 0]
-        # What no query of the block sees is cut off at both ends: the keys that a window has left behind.
-        first_of_prefix = min(int(seen[0]), span.prefix)
-        first_own = max(0, int(seen[seen >= span.prefix][0]) - span.prefix)
-        visible = torch.cat([visible[:, first_of_prefix : span.prefix], visible[:, span.prefix + first_own :]], dim=1)
-        bias = None
-        if not bool(visible.all()):
-            bias = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, float("-inf")).repeat(groups, 1)
-        return Block(
-            slice(start, stop),
-            slice(first_of_prefix, span.prefix),
-            slice(span.start + first_own, stop),
-            bias,
-            sees_prefix=bool(visible[:, : span.prefix - first_of_prefix].all()),
-        )
+    def _prefix_apart(self, window: int | None, like: Tensor) -> int:
+        """The length of the prefix that is attended to for all that see it in one call."""
+        if like.device.type != "cpu" or like.dtype != torch.float32:
+            return 0
+        prefixes = {span.prefix for span in self.spans if span.start > 0}
+        longest = max(prefixes, default=0)
+        all_see = prefixes == {longest} and (window is None or int(self.position_ids.max()) < window)
+        return longest if longest >= LONG_PREFIX and all_see else 0
 
 
 def packed_attention(
@@ -122,8 +94,10 @@ def packed_attention(
         return _varlen(query, key, value, packed, scale, sliding_window), None
     if packed.is_plain and query.device.type == "cuda" and query.dtype == torch.float32:
         return _varlen_float32(query, key, value, packed, scale, sliding_window), None
-    blocks = packed.blocks(sliding_window, query.shape[1] // key.shape[1], query.dtype)
-    attended: Tensor = BlockAttention.apply(query, key, value, blocks, scale)  # type: ignore[no-untyped-call]
+    layout = packed.layout(query, key, sliding_window)
+    if not torch.is_grad_enabled():
+        return attend(query, key, value, layout, scale), None
+    attended: Tensor = BlockAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
     return attended, None
 
 

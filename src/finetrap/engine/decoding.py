@@ -15,9 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from finetrap.engine.attention import PackedRow, Span, attention_on, has_varlen_kernel, varlen_attention
+from finetrap.engine.attention import PackedRow, attention_on, has_varlen_kernel, varlen_attention
 from finetrap.engine.blocks import Attended, attend, attention_with_lse
 from finetrap.engine.captured import CapturedSteps, Extent, can_capture
+from finetrap.engine.layout import Span
 from finetrap.engine.reordered import reordered_weights
 
 NAME = "finetrap_decoding"
@@ -170,8 +171,7 @@ class Rows:
             return _read_by_kernel(reading.packed, query, key, value, prefix, scale)
         if prefix is not None:
             key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
-        blocks = reading.packed.blocks(window, query.shape[1] // key.shape[1], query.dtype)
-        return attend(query, key, value, blocks, scale)
+        return attend(query, key, value, reading.packed.layout(query, key, window), scale)
 
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None

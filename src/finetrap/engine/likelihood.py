@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetrap.engine.attention import PackedRow, Span, by_token_budget, packed_attention_on
+from finetrap.engine.attention import PackedRow, by_token_budget, packed_attention_on
 from finetrap.engine.head import Head, exponentials
+from finetrap.engine.layout import Span
 from finetrap.engine.reordered import reordered_weights
 
 TOKENS_AT_A_TIME = 4096
