@@ -88,7 +88,7 @@ def test_forward_and_backward_are_those_of_a_mask_over_the_whole_row(
         patch.object(layout_module, "SCORES_AT_A_TIME", scores_at_a_time),
         patch.object(blocks_module, "KEYS_KEPT", keys_kept),
     ):
-        layout = row.layout(query, key, window)
+        layout = row.layout(query, key, value, window)
         attended = BlockAttention.apply(query, key, value, layout, 0.3)
         found = torch.autograd.grad(attended, (query, key, value), above)
     wanted = reference(query, key, value, visible, 0.3)
@@ -109,6 +109,57 @@ def test_a_prefix_apart_even_one_that_was_computed_before_changes_nothing(prefix
         row = PackedRow(row.input_ids[:, prefix:], row.position_ids, row.spans[1:])
         query, wanted = query[:, :, prefix:], wanted[:, prefix:]
     with patch.object(attention_module, "LONG_PREFIX", 3), torch.no_grad():
-        layout = row.layout(query, key, None)
+        layout = row.layout(query, key, value, None)
     assert layout.apart == prefix
     torch.testing.assert_close(attend(query, key, value, layout, 0.3), wanted, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    prefix=st.integers(1, 20),
+    spans=spans_of_rows,
+    window=st.sampled_from([None, 5]),
+    value_size=st.sampled_from([8, 5]),
+)
+def test_behind_a_prefix_that_was_computed_before_but_does_not_stand_apart(prefix, spans, window, value_size):
+    row, visible = packed(prefix, spans)
+    if window is not None:
+        visible &= row.position_ids[0, :, None] - row.position_ids[0] < window
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, n, len(visible), size, generator=generator) for n, size in ((4, 8), (2, 8), (2, value_size))
+    )
+    wanted = reference(query, key, value, visible, 0.3)[:, prefix:]
+    row = PackedRow(row.input_ids[:, prefix:], row.position_ids, row.spans[1:])
+    # As long as one that would stand apart, where a window or the sizes of keys and values forbid it.
+    longest = 1 if window or value_size != 8 else prefix + 1
+    with patch.object(attention_module, "LONG_PREFIX", longest), torch.no_grad():
+        layout = row.layout(query[:, :, prefix:], key, value, window)
+    if window is None or int(row.position_ids.max()) >= window:
+        assert not layout.apart
+    torch.testing.assert_close(attend(query[:, :, prefix:], key, value, layout, 0.3), wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_not_finite_in_one_span_stays_in_it():
+    row, _ = packed(3, [(None, list(range(length))) for length in (9, 12, 10)])
+    query, key, value = (torch.randn(1, n, row.input_ids.shape[1], 8) for n in (4, 2, 2))
+    broken = row.spans[1]
+    for part in (query, key, value):
+        part[:, :, broken.start : broken.stop] = float("nan")
+    finite = attend(query, key, value, row.layout(query, key, value, None), 0.3).isfinite().all(dim=-1).all(dim=-1)[0]
+    assert not finite[broken.start : broken.stop].any()
+    assert finite.sum() == len(finite) - broken.length
+
+
+def test_one_row_serves_both_precisions_and_both_grad_modes():
+    row, visible = packed(600, [(None, list(range(length))) for length in (40, 150, 3)])
+    query, key, value = (torch.randn(1, n, len(visible), 8) for n in (4, 2, 2))
+    wanted = reference(query, key, value, visible, 0.3)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float32, 1e-5)):
+        parts = [part.to(dtype) for part in (query, key, value)]
+        with_gradient = BlockAttention.apply(*parts, row.layout(*parts, None), 0.3)
+        with torch.no_grad():
+            without = attend(*parts, row.layout(*parts, None), 0.3)
+        for attended in (with_gradient, without):
+            torch.testing.assert_close(attended.float(), wanted, rtol=tolerance, atol=tolerance)

@@ -116,10 +116,11 @@ def test_a_prompt_that_rows_share_is_computed_once_and_changes_nothing(prompt_le
         assert sum(_tokens_computed(model, rows)) < sum(len(row.ids) for row in rows)
 
 
-def test_behind_a_prefix_that_is_attended_to_apart_the_validation_loss_is_the_same(monkeypatch):
+def test_behind_a_prefix_long_enough_to_stand_apart_gradient_and_validation_loss_are_the_same(monkeypatch):
     monkeypatch.setattr(attention_module, "LONG_PREFIX", 3)
     rows = [TrainingRow([30, 31, 32, 33, *range(40 + 9 * i, 60 + 9 * i)], 5) for i in range(3)]
     model = make_model("qwen3")
+    assert_equal_to_plain(model, rows)
     with packed_attention_on(model):
         loss = CompletionLoss(model).mean(rows)
     count = sum(row.completion_length for row in rows)

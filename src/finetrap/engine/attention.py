@@ -1,9 +1,9 @@
 """Attention for packed rows: many sequences in one row, none of which sees another, no padding.
 
 Registered with Transformers' `AttentionInterface`, so that it serves every family without a copy
-of model code. Each span of a row is attended to by itself, in blocks of queries (`finetrap.engine.blocks`). On CUDA,
-where each of many small products would wait for its launch, rows of plain causal sequences go through a kernel for
-varying lengths instead: FlashAttention's in half precision.
+of model code. The spans of a row are laid out side by side (`finetrap.engine.layout`) and attended to in blocks of
+queries (`finetrap.engine.blocks`). On CUDA, where each of many small products would wait for its launch, rows of plain
+causal sequences go through a kernel for varying lengths instead: FlashAttention's in half precision.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from finetrap.engine.norms import norms_on
 from finetrap.errors import StudyError
 
 NAME = "finetrap_packed"
-LONG_PREFIX = 512
+LONG_PREFIX = 256
 """Tokens from which on a prefix is attended to apart, in float32 on a CPU and without a gradient."""
 
 
@@ -51,10 +51,12 @@ class PackedRow:
         places = torch.tensor([*accumulate(lengths, initial=0)], dtype=torch.int32, device=self.input_ids.device)
         return places, max(lengths)
 
-    def layout(self, query: Tensor, key: Tensor, window: int | None) -> Layout:
-        """The row's layout for such queries and keys under a sliding window; the same in every layer that has them."""
+    def layout(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Layout:
+        """The row's layout for such tensors under a sliding window; the same in every layer that has them."""
         heads = Heads(query.shape[1], key.shape[1])
-        apart = 0 if torch.is_grad_enabled() else self._prefix_apart(window, query)
+        # The fused kernel has no gradient, and takes keys and values of one size.
+        fused = not torch.is_grad_enabled() and key.shape[3] == value.shape[3]
+        apart = self._prefix_apart(window, query) if fused else 0
         known = (window, heads, query.dtype, apart)
         if known not in self._layouts:
             asking = self.input_ids.shape[1]
@@ -94,7 +96,7 @@ def packed_attention(
         return _varlen(query, key, value, packed, scale, sliding_window), None
     if packed.is_plain and query.device.type == "cuda" and query.dtype == torch.float32:
         return _varlen_float32(query, key, value, packed, scale, sliding_window), None
-    layout = packed.layout(query, key, sliding_window)
+    layout = packed.layout(query, key, value, sliding_window)
     if not torch.is_grad_enabled():
         return attend(query, key, value, layout, scale), None
     attended: Tensor = BlockAttention.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]

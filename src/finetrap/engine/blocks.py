@@ -8,10 +8,10 @@ that all see (shots above all) torch's fused kernel is faster: there, attention 
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from finetrap.engine.layout import Block, Layout
+from finetrap.engine.layout import Batch, Block, Layout
 
 KEYS_KEPT = 512
 """Keys of a block up to which its weights are kept for the backward pass: a fifth of SmolLM2's activations, about."""
@@ -28,6 +28,7 @@ class BlockAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Float[Tensor, "1 tokens heads size"]:
+        assert not layout.apart, "its gradient would be left out"
         kept: list[Tensor | None] = []
         attended = attend(query, key, value, layout, scale, kept if any(ctx.needs_input_grad) else None)
         ctx.save_for_backward(query, key, value, *kept)
@@ -38,39 +39,38 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         layout: Layout = ctx.layout
-        heads = layout.heads
-        queries = _vectors(query).index_select(0, layout.queries)
-        keys, values = (_vectors(part).index_select(0, layout.keys) for part in (key, value))
-        above = gradient.reshape(-1, gradient.shape[3]).index_select(0, layout.queries)
-        above.index_fill_(0, layout.padding, 0)
-        d_queries = torch.empty_like(queries)
-        d_keys, d_values = (torch.zeros_like(part, dtype=torch.float32) for part in (keys, values))
+        queries, keys, values = (_vectors(part) for part in (query, key, value))
+        aboves = gradient.reshape(-1, gradient.shape[3])
+        d_queries = queries.new_empty(layout.places_in_all, queries.shape[1])
+        d_keys, d_values = (
+            part.new_zeros(layout.key_places_in_all, part.shape[1], dtype=torch.float32) for part in (keys, values)
+        )
         of_prefix: list[tuple[Tensor, Tensor]] = []
         weights_of_blocks = iter(kept)
         for batch in layout.batches:
-            asking, above_asking, d_asking = (batch.of_queries(part) for part in (queries, above, d_queries))
-            seen, carried, d_seen, d_carried = (batch.of_keys(part) for part in (keys, values, d_keys, d_values))
+            asking, seen, carried = batch.asking(queries).mul_(ctx.scale), batch.seen(keys), batch.seen(values)
+            above = batch.asking(aboves)
+            above.view(-1, above.shape[2]).index_fill_(0, batch.padding, 0)
+            d_asking, d_seen, d_carried = batch.own(d_queries), batch.own_keys(d_keys), batch.own_keys(d_values)
             for block in batch.blocks:
                 at, by = (block.sequences, block.queries), (block.sequences, block.keys)
                 weights = next(weights_of_blocks)
                 if weights is None:
-                    weights = _scores(asking[at], seen[by], block, layout, ctx.scale).softmax(dim=-1)
-                d_weights = torch.bmm(above_asking[at], carried[by].transpose(1, 2))
+                    weights = _scores(asking[at], seen[by], block, layout).softmax(dim=-1)
+                d_weights = torch.bmm(above[at], carried[by].transpose(1, 2))
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 d_asking[at] = torch.bmm(d_scores, seen[by])
                 d_seen[by] += torch.bmm(d_scores.transpose(1, 2), asking[at])
-                d_carried[by] += torch.bmm(weights.transpose(1, 2), above_asking[at])
+                d_carried[by] += torch.bmm(weights.transpose(1, 2), above[at])
             if batch.prefix:
-                of_prefix.append((batch.summed_prefix(d_seen, heads), batch.summed_prefix(d_carried, heads)))
-        d_query = d_queries.index_select(0, layout.places).view(layout.tokens, heads.queries, -1)
-        d_key, d_value = (
-            part.index_select(0, layout.key_places).view(layout.tokens, heads.keys, -1) for part in (d_keys, d_values)
-        )
+                of_prefix.append((_of_prefix(d_seen, batch, layout), _of_prefix(d_carried, batch, layout)))
+        d_query = _by_token(d_queries, layout.places, layout)
+        d_key, d_value = (_by_token(part, layout.key_places, layout) for part in (d_keys, d_values))
         for of_keys, of_values in of_prefix:
             d_key[: len(of_keys)] += of_keys
             d_value[: len(of_values)] += of_values
-        scaled = d_query.mul_(ctx.scale), d_key.mul_(ctx.scale).to(key.dtype), d_value.to(value.dtype)
-        return (*(part.transpose(0, 1)[None] for part in scaled), None, None)
+        parts = d_query.mul_(ctx.scale), d_key.to(key.dtype), d_value.to(value.dtype)
+        return (*(part.transpose(0, 1)[None] for part in parts), None, None)
 
 
 def attend(
@@ -85,32 +85,29 @@ def attend(
 
     `kept` receives each block's weights, or None where there are too many.
     """
-    queries = _vectors(query).index_select(0, layout.queries)
-    keys, values = (_vectors(part).index_select(0, layout.keys) for part in (key, value))
-    out = values.new_empty(len(queries), values.shape[1])
-    lse = queries.new_empty(len(queries), 1) if layout.apart else None
+    queries, keys, values = (_vectors(part) for part in (query, key, value))
+    out = values.new_empty(layout.places_in_all, values.shape[1])
+    lse = queries.new_empty(layout.places_in_all, 1) if layout.apart else None
     for batch in layout.batches:
-        asking, attended = batch.of_queries(queries), batch.of_queries(out)
-        seen, carried = batch.of_keys(keys), batch.of_keys(values)
+        asking, seen, carried = batch.asking(queries).mul_(scale), batch.seen(keys), batch.seen(values)
+        attended = batch.own(out)
         for block in batch.blocks:
             at, by = (block.sequences, block.queries), (block.sequences, block.keys)
-            scores = _scores(asking[at], seen[by], block, layout, scale)
-            if lse is None:
-                weights = scores.softmax(dim=-1)
-            else:
-                of_block = scores.logsumexp(dim=-1, keepdim=True)
-                batch.of_queries(lse)[at] = of_block
-                weights = scores.sub_(of_block).exp_()
+            scores = _scores(asking[at], seen[by], block, layout)
+            weights = scores.softmax(dim=-1)
+            if lse is not None:
+                # Not torch's logsumexp: its exponentials of minus infinity take ten times those of other numbers.
+                batch.own(lse)[at] = scores.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
             attended[at] = torch.bmm(weights, carried[by])
             if kept is not None:
                 kept.append(weights if weights.shape[2] <= KEYS_KEPT else None)
-    by_token = out.index_select(0, layout.places).view(layout.tokens, layout.heads.queries, -1)
+    by_token = _by_token(out, layout.places, layout)
     if lse is not None:
         behind = slice(layout.apart + layout.tokens - key.shape[2], None)
         known = slice(0, layout.apart)
         shared = attention_to_all(query[:, :, behind], key[:, :, known], value[:, :, known], scale)
-        own = lse.index_select(0, layout.places).view(layout.tokens, layout.heads.queries)[behind]
-        share = torch.sigmoid(shared.lse[0].T - own)[..., None]
+        own = _by_token(lse, layout.places, layout)[behind]
+        share = torch.sigmoid(shared.lse[0].T[..., None] - own)
         by_token[behind] = torch.lerp(by_token[behind], shared.attended[0].transpose(0, 1), share)
     return by_token[None]
 
@@ -158,20 +155,35 @@ def attention_to_all(
 
 
 def _scores(
-    queries: Float[Tensor, "sequences queries size"],
+    scaled: Float[Tensor, "sequences queries size"],
     keys: Float[Tensor, "sequences keys size"],
     block: Block,
     layout: Layout,
-    scale: float,
 ) -> Float[Tensor, "sequences queries keys"]:
-    scores = torch.bmm(queries, keys.transpose(1, 2))
-    if block.bias is None:
-        return scores.mul_(scale)
-    by_head = scores.view(-1, layout.heads.keys, block.bias.shape[2], layout.heads.group, scores.shape[2])
-    torch.add(block.bias, by_head, alpha=scale, out=by_head)
+    """Of queries that were multiplied by the scale."""
+    scores = torch.bmm(scaled, keys.transpose(1, 2))
+    if block.bias is not None:
+        _, _, queries, _, biased = block.bias.shape
+        by_head = scores.view(-1, layout.heads.keys, queries, layout.heads.group, scores.shape[2])
+        by_head[..., scores.shape[2] - biased :] += block.bias
     return scores
 
 
 def _vectors(part: Float[Tensor, "1 heads tokens size"]) -> Float[Tensor, "tokens_and_heads size"]:
     """Token by token, one of each head."""
     return part[0].transpose(0, 1).reshape(-1, part.shape[3])
+
+
+def _by_token(
+    laid_out: Float[Tensor, "places size"], places: Int[Tensor, " vectors"], layout: Layout
+) -> Float[Tensor, "tokens heads size"]:
+    """Back in the row's order."""
+    return laid_out.index_select(0, places).view(layout.tokens, -1, laid_out.shape[1])
+
+
+def _of_prefix(
+    part: Float[Tensor, "sequences keys size"], batch: Batch, layout: Layout
+) -> Float[Tensor, "prefix key_heads size"]:
+    """What a batch's sequences have at the prefix's keys, all together."""
+    by_head = part[:, : batch.prefix].view(-1, layout.heads.keys, batch.prefix, part.shape[2])
+    return by_head.sum(dim=0).transpose(0, 1)

@@ -171,7 +171,7 @@ class Rows:
             return _read_by_kernel(reading.packed, query, key, value, prefix, scale)
         if prefix is not None:
             key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
-        return attend(query, key, value, reading.packed.layout(query, key, window), scale)
+        return attend(query, key, value, reading.packed.layout(query, key, value, window), scale)
 
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None

@@ -15,7 +15,7 @@ from torch import Tensor
 QUERIES_AT_A_TIME = 128
 """Of a span in one block."""
 SCORES_AT_A_TIME = 1 << 22
-"""Of a batch's largest block, at most: more would leave the processor's cache, and are more memory."""
+"""Of the largest block of a batch of more than one span, at most: more would leave the processor's cache."""
 KEYS_MULTIPLE = 32
 """Keys of a block are so many, or a multiple: the softmax of other rows takes half again as long on a CPU."""
 
@@ -28,7 +28,8 @@ class Span:
     stop: int
     prefix: int = 0
     mask: Bool[Tensor, "queries own"] | None = None
-    """Which of the span's own tokens each of them sees; None: those before it, and itself, at consecutive positions."""
+    """Which of the span's own tokens each of them sees; None: those before it, and itself, each at the position after
+    the one before, the first at that after the prefix."""
 
     @property
     def length(self) -> int:
@@ -49,44 +50,54 @@ class Heads(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some queries of the longest sequences of a batch, and the keys that they see."""
+    """Some queries of the longest spans of a batch, and the keys that they see."""
 
     sequences: slice
-    """Each once for every key head."""
+    """Each span once for every key head."""
     queries: slice
     """Of each, with the heads of a group one after another."""
     keys: slice
-    bias: Float[Tensor, "#sequences 1 queries 1 keys"] | None
-    """Added to the scores: minus infinity where a query does not see a key; None where it sees them all."""
+    bias: Float[Tensor, "#spans 1 queries 1 last_keys"] | None
+    """Added to the scores of the last keys: minus infinity where a query does not see one; all see those before."""
 
 
 class Batch(NamedTuple):
-    """Sequences of about one length, the longest first, padded to it."""
+    """Spans of about one length, the longest first, padded to it."""
 
     sequences: int
-    """Each once for every key head."""
-    queries: slice
-    """Of the layout's queries."""
-    keys: slice
-    """Of the layout's keys."""
+    """Each span once for every key head."""
+    queries: Int[Tensor, " laid_out"]
+    """Which of the row's vectors, one a token and head, stand in its places."""
+    padding: Int[Tensor, " padded"]
+    """Places among them that no token has."""
+    keys: Int[Tensor, " keys_laid_out"]
+    """Which vectors stand in its places for keys, the prefix in front of each span's own."""
+    places: slice
+    """Of all batches' places, its own."""
+    key_places: slice
+    """Likewise for keys."""
     prefix: int
-    """How many keys stand in front of each sequence's own."""
+    """Keys of each span that are the prefix's."""
     blocks: tuple[Block, ...]
 
-    def of_queries(self, part: Float[Tensor, "laid_out size"]) -> Float[Tensor, "sequences queries size"]:
-        """What of all that is laid out belongs to its queries."""
-        return part[self.queries].view(self.sequences, -1, part.shape[1])
+    def asking(self, vectors: Float[Tensor, "vectors size"]) -> Float[Tensor, "sequences queries size"]:
+        """A copy of the row's vectors, as its queries stand."""
+        return self._by_sequence(vectors.index_select(0, self.queries))
 
-    def of_keys(self, part: Float[Tensor, "keys_laid_out size"]) -> Float[Tensor, "sequences keys size"]:
-        """Likewise to its keys."""
-        return part[self.keys].view(self.sequences, -1, part.shape[1])
+    def seen(self, vectors: Float[Tensor, "vectors size"]) -> Float[Tensor, "sequences keys size"]:
+        """Likewise as its keys stand."""
+        return self._by_sequence(vectors.index_select(0, self.keys))
 
-    def summed_prefix(
-        self, part: Float[Tensor, "sequences keys size"], heads: Heads
-    ) -> Float[Tensor, "prefix key_heads size"]:
-        """What stands at the prefix's keys, of all sequences together."""
-        by_head = part[:, : self.prefix].view(-1, heads.keys, self.prefix, part.shape[2])
-        return by_head.sum(dim=0).transpose(0, 1)
+    def own(self, laid_out: Float[Tensor, "places size"]) -> Float[Tensor, "sequences queries size"]:
+        """Its part of what all batches' queries have."""
+        return self._by_sequence(laid_out[self.places])
+
+    def own_keys(self, laid_out: Float[Tensor, "key_places size"]) -> Float[Tensor, "sequences keys size"]:
+        """Its part of what all batches' keys have."""
+        return self._by_sequence(laid_out[self.key_places])
+
+    def _by_sequence(self, part: Float[Tensor, "places size"]) -> Float[Tensor, "sequences of_each size"]:
+        return part.view(self.sequences, -1, part.shape[1])
 
 
 @dataclass(frozen=True)
@@ -97,17 +108,22 @@ class Layout:
     tokens: int
     """That ask."""
     batches: tuple[Batch, ...]
-    queries: Int[Tensor, " laid_out"]
-    """Which vector of the row stands in each place, token by token."""
-    keys: Int[Tensor, " keys_laid_out"]
-    padding: Int[Tensor, " padded"]
-    """Places among the queries that no token has."""
     places: Int[Tensor, " tokens_and_heads"]
-    """The place of each query."""
+    """Where each query stands."""
     key_places: Int[Tensor, " tokens_and_key_heads"]
-    """The place of each key among its sequence's own."""
+    """Where each key stands among its span's own."""
     apart: int
     """Tokens of a prefix that stands in no batch: all behind it see it whole, and attend to it in one call."""
+
+    @property
+    def places_in_all(self) -> int:
+        """Of the queries of all batches."""
+        return int(self.batches[-1].places.stop)
+
+    @property
+    def key_places_in_all(self) -> int:
+        """Of the keys of all batches."""
+        return int(self.batches[-1].key_places.stop)
 
 
 def lay_out(
@@ -126,74 +142,85 @@ def lay_out(
     """
     positions = positions.cpu()
     before = len(positions) - asking
-    queries, keys, padding, batches = [], [], [], []
+    batches: list[Batch] = []
     places = torch.empty(asking * heads.queries, dtype=torch.long)
     key_places = torch.empty(asking * heads.keys, dtype=torch.long)
-    first_query = first_key = 0
-    for alike in _alike(spans, heads.queries):
-        prefix = 0 if alike[0].prefix == apart else alike[0].prefix
-        count, longest = len(alike) * heads.keys, alike[0].length
-        length = _rounded_up(prefix + longest)
+    first = first_key = 0
+    for alike in _alike(spans, heads, apart):
+        prefix, longest = _prefix(alike[0], apart), alike[0].length
         own = torch.stack([torch.arange(span.start, span.start + longest) for span in alike])
         real = own < torch.tensor([span.stop for span in alike])[:, None]
-        # A place without a token has the first token's vectors: nothing sees it, but they have to be finite.
-        own = own.where(real, before)
-        seen = torch.full((len(alike), length), before)
-        seen[:, :prefix] = torch.arange(prefix)
-        seen[:, prefix : prefix + longest] = own
+        # A place without a token has the span's first: nothing sees it, but it is to be finite where the span is.
+        own = own.where(real, own[:, :1])
+        keys = own[:, :1].repeat(1, _rounded_up(prefix + longest))
+        keys[:, :prefix] = torch.arange(prefix)
+        keys[:, prefix : prefix + longest] = own
+        real_keys = torch.zeros_like(keys, dtype=torch.bool)
+        real_keys[:, prefix : prefix + longest] = real
 
-        head = torch.arange(heads.queries).view(heads.keys, 1, heads.group)
-        asked = (own - before)[:, None, :, None] * heads.queries + head
-        real_queries = real[:, None, :, None].expand_as(asked)
-        place = first_query + torch.arange(asked.numel()).view_as(asked)
-        places[asked[real_queries]] = place[real_queries]
-        queries.append(asked.flatten())
-        padding.append(place[~real_queries])
-
-        key_head = torch.arange(heads.keys)[:, None]
-        kept = seen[:, None] * heads.keys + key_head
-        own_keys = (own - before)[:, None] * heads.keys + key_head
-        real_keys = real[:, None].expand_as(own_keys)
-        place = first_key + torch.arange(kept.numel()).view_as(kept)[:, :, prefix : prefix + longest]
-        key_places[own_keys[real_keys]] = place[real_keys]
-        keys.append(kept.flatten())
-
-        blocks = [
-            _block(alike, start, prefix, positions, window, heads, like)
-            for start in range(0, longest, QUERIES_AT_A_TIME)
-        ]
-        after_queries, after_keys = first_query + asked.numel(), first_key + kept.numel()
+        asked, seen = _vectors(own - before, heads.queries, heads), _vectors(keys, heads.keys, heads)
+        padding = _note(places, asked, real, first)
+        _note(key_places, _vectors(keys - before, heads.keys, heads), real_keys, first_key)
         batches.append(
-            Batch(count, slice(first_query, after_queries), slice(first_key, after_keys), prefix, tuple(blocks))
+            Batch(
+                len(alike) * heads.keys,
+                asked.flatten().to(like.device),
+                (padding - first).to(like.device),
+                seen.flatten().to(like.device),
+                slice(first, first + asked.numel()),
+                slice(first_key, first_key + seen.numel()),
+                prefix,
+                tuple(
+                    _block(alike, start, prefix, positions, window, heads, like)
+                    for start in range(0, longest, QUERIES_AT_A_TIME)
+                ),
+            )
         )
-        first_query, first_key = after_queries, after_keys
-    device = like.device
-    return Layout(
-        heads,
-        asking,
-        tuple(batches),
-        torch.cat(queries).to(device),
-        torch.cat(keys).to(device),
-        torch.cat(padding).to(device),
-        places.to(device),
-        key_places.to(device),
-        apart,
-    )
+        first, first_key = batches[-1].places.stop, batches[-1].key_places.stop
+    return Layout(heads, asking, tuple(batches), places.to(like.device), key_places.to(like.device), apart)
 
 
-def _alike(spans: Sequence[Span], heads: int) -> list[list[Span]]:
+def _vectors(
+    tokens: Int[Tensor, "spans of_each"], total: int, heads: Heads
+) -> Int[Tensor, "spans key_heads of_each group"]:
+    """Which vectors some tokens have, of a row with `total` heads a token."""
+    head = torch.arange(total).view(heads.keys, 1, -1)
+    return tokens[:, None, :, None] * total + head
+
+
+def _note(
+    places: Int[Tensor, " vectors"],
+    vectors: Int[Tensor, "spans key_heads of_each group"],
+    real: Bool[Tensor, "spans of_each"],
+    first: int,
+) -> Int[Tensor, " padded"]:
+    """Note where each vector of a token stands, counted from `first`; returns the places that no token has."""
+    of_token = real[:, None, :, None].expand_as(vectors)
+    standing = first + torch.arange(vectors.numel()).view_as(vectors)
+    places[vectors[of_token]] = standing[of_token]
+    return standing[~of_token]
+
+
+def _prefix(span: Span, apart: int) -> int:
+    """Tokens of its prefix that stand in front of its own."""
+    return 0 if span.prefix == apart else span.prefix
+
+
+def _alike(spans: Sequence[Span], heads: Heads, apart: int) -> list[list[Span]]:
     """In groups that can stand side by side, the longest first."""
     order = sorted(spans, key=lambda span: (span.prefix, span.mask is None, -span.length))
     groups: list[list[Span]] = []
     for span in order:
         first = groups[-1][0] if groups else span
-        largest = heads * min(QUERIES_AT_A_TIME, first.length) * (first.prefix + first.length)
+        # Of few queries the keys are what takes memory: each span's are a copy.
+        queries = min(QUERIES_AT_A_TIME, max(KEYS_MULTIPLE, first.length))
+        scores = heads.queries * queries * _rounded_up(_prefix(first, apart) + first.length)
         if (
             not groups
             or (span.prefix, span.mask is None) != (first.prefix, first.mask is None)
-            # Few of the products' numbers are in vain.
+            # Few of the products' numbers are to be in vain.
             or first.length > 1.3 * span.length + 8
-            or (len(groups[-1]) + 1) * largest > SCORES_AT_A_TIME
+            or (len(groups[-1]) + 1) * scores > SCORES_AT_A_TIME
         ):
             groups.append([])
         groups[-1].append(span)
@@ -204,37 +231,33 @@ def _block(
     alike: Sequence[Span],
     start: int,
     prefix: int,
-    positions: Tensor,
+    positions: Int[Tensor, " keys"],
     window: int | None,
     heads: Heads,
     like: Tensor,
 ) -> Block:
-    longest = alike[0].length
-    stop = min(start + QUERIES_AT_A_TIME, longest)
+    stop = min(start + QUERIES_AT_A_TIME, alike[0].length)
     asking = [span for span in alike if span.length > start]
     # Without masks, all are as the longest of them.
     told = asking if asking[0].mask is not None else asking[:1]
-    length = min(_rounded_up(prefix + longest), _rounded_up(prefix + stop))
-    visible = torch.zeros(len(told), stop - start, length, dtype=torch.bool)
+    visible = torch.zeros(len(told), stop - start, _rounded_up(prefix + stop), dtype=torch.bool)
     for of_span, span in zip(visible, told, strict=True):
         end = min(stop, span.length)
         of_span[: end - start, : prefix + end] = _visible(span, start, end, prefix, positions, window)
-        # What asks in vain needs something to see.
-        of_span[end - start :] = True
+        # What asks in vain sees what the last token sees.
+        of_span[end - start :] = of_span[end - start - 1]
     seen = visible.any(dim=(0, 1)).nonzero()[:, 0]
     # What a window has left behind is cut off.
     first = int(seen[0]) // KEYS_MULTIPLE * KEYS_MULTIPLE
-    visible = visible[:, :, first:]
+    keys = slice(first, visible.shape[2])
+    hidden = ~visible[:, :, keys]
+    some = hidden.any(dim=(0, 1)).nonzero()[:, 0]
     bias = None
-    if not bool(visible.all()):
-        bias = torch.zeros(visible.shape, dtype=like.dtype).masked_fill_(~visible, float("-inf"))
+    if len(some) > 0:
+        hidden = hidden[:, :, int(some[0]) :]
+        bias = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
         bias = bias[:, None, :, None].to(like.device)
-    return Block(
-        slice(0, len(asking) * heads.keys),
-        slice(start * heads.group, stop * heads.group),
-        slice(first, length),
-        bias,
-    )
+    return Block(slice(0, len(asking) * heads.keys), slice(start * heads.group, stop * heads.group), keys, bias)
 
 
 def _visible(
