@@ -17,7 +17,8 @@ from finetrap.engine import captured as captured_module
 from finetrap.engine import decoding as decoding_module
 from finetrap.engine import generate as generate_module
 from finetrap.engine.attention import LONG_PREFIX
-from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, likeliest, stop_tokens
+from finetrap.engine.generate import Sampling, common_prefix, generate_greedy, generate_samples, stop_tokens
+from finetrap.engine.head import likeliest
 
 PAD = 258
 NEW = 12
@@ -396,4 +397,6 @@ def test_a_prompt_is_read_once_for_all_of_its_samples(tiny_model, tiny_tokenizer
     )
 )
 def test_the_likeliest_token_is_the_first_of_the_greatest(logits):
-    assert likeliest(torch.from_numpy(logits)).tolist() == logits.argmax(axis=1).tolist()
+    greatest, first = likeliest(torch.from_numpy(logits))
+    assert first.tolist() == logits.argmax(axis=1).tolist()
+    assert greatest.tolist() == logits.max(axis=1).tolist()

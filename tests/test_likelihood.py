@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from finetrap.engine import likelihood
-from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods
+from finetrap.engine import head, likelihood
+from finetrap.engine.likelihood import ChoiceItem, choice_loglikelihoods, choice_scores
 
 ITEMS = [
     ChoiceItem([65, 66, 67], [[70], [71, 72], [73, 74, 75, 76]]),
     ChoiceItem(list(range(97, 117)), [list(range(40, 52)), [99, 100]]),
     ChoiceItem([33], [[34, 35], [34, 36], [34]]),
+    ChoiceItem([44, 45], [[34], [35], [36, 37, 38]]),
 ]
 """Short and long against Gemma's window of 8; shortest neither first nor last."""
 PREFIX = list(range(120, 137))
@@ -36,6 +37,16 @@ def test_items_spread_over_several_rows_score_the_same(tiny_model, monkeypatch):
     monkeypatch.setattr(likelihood, "TOKENS_AT_A_TIME", 12)
     for apart, expected in zip(choice_loglikelihoods(model, ITEMS, prefix=PREFIX), together, strict=True):
         assert apart == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 1000])
+def test_logits_computed_a_few_at_a_time_score_the_same(tiny_model, monkeypatch, at_a_time):
+    model = tiny_model()
+    together = choice_scores(model, ITEMS, prefix=PREFIX)
+    monkeypatch.setattr(head, "LOGITS_IN_CACHE", at_a_time)
+    for apart, expected in zip(choice_scores(model, ITEMS, prefix=PREFIX), together, strict=True):
+        assert [score.loglikelihood for score in apart] == pytest.approx([score.loglikelihood for score in expected])
+        assert [score.greedy for score in apart] == [score.greedy for score in expected]
 
 
 def test_progress_adds_up_to_the_number_of_items(tiny_model, monkeypatch):

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from finetrap.engine.allocator import keep_freed_memory
 from finetrap.engine.blocks import BlockAttention, attend
 from finetrap.engine.layout import Heads, Layout, Span, lay_out
 from finetrap.engine.norms import norms_on
@@ -188,6 +189,7 @@ AttentionInterface.register(NAME, packed_attention)
 @contextmanager
 def attention_on(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within it, `model` attends by the function that is registered under a name, and has norms of `norms`."""
+    keep_freed_memory()
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:

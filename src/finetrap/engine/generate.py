@@ -1,20 +1,19 @@
 """Decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetrap.cost import free_memory_bytes
-from finetrap.engine.allocator import keep_freed_memory
 from finetrap.engine.attention import by_token_budget, common_prefix
 from finetrap.engine.decoding import Rows, decoding_attention_on
+from finetrap.engine.head import likeliest
 
 
 class Limits(NamedTuple):
@@ -133,7 +132,6 @@ def _generate(
         return []
     if not all(prompts):
         raise ValueError("a prompt without a token has nothing to go on from; give it a beginning-of-sequence token.")
-    keep_freed_memory()
     samples = sampling.samples if sampling else 1
     shared = common_prefix(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
@@ -191,7 +189,7 @@ class _Chooser:
     ) -> list[int]:
         """By what each of the answers has so far."""
         if self._sampling is None:
-            return list(likeliest(logits).tolist())
+            return list(likeliest(logits)[1].tolist())
         # Inversion: a number in [0, 1) an answer and step, whatever rows stand beside it.
         drawn = [self._draws_of(answer)[len(new[answer])] for answer in answers]
         shares = (logits.float() / self._sampling.temperature).softmax(dim=-1)
@@ -205,16 +203,6 @@ class _Chooser:
             assert self._sampling is not None
             self._draws[answer] = np.random.default_rng((self._sampling.seed, *answer)).random(self._limit)
         return self._draws[answer]
-
-
-def likeliest(logits: Float[Tensor, "rows vocabulary"]) -> Int[Tensor, " rows"]:
-    """The first of the greatest, as argmax, which is slow over a whole vocabulary on a CPU: by blocks, then within."""
-    size = math.isqrt(logits.shape[1])
-    whole = logits.shape[1] // size * size
-    blocks = logits[:, :whole].view(len(logits), -1, size)
-    best = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).argmax(dim=1)
-    within = blocks[torch.arange(len(logits)), best.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
-    return torch.where(best < blocks.shape[1], best * size + within, whole + best - blocks.shape[1])
 
 
 def _bytes_a_token(model: PreTrainedModel) -> int:

@@ -1,5 +1,6 @@
 """From a packed row to logits of some of its tokens, a few at a time: all at once they would be the largest tensor."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from finetrap.engine.attention import PackedRow, logits_at, pack_causal
 
 LOGITS_AT_A_TIME = 1 << 25
 """Tokens times vocabulary: 128 MiB of float32."""
+LOGITS_IN_CACHE = 1 << 22
+"""Likewise on a CPU, where they are looked at several times and no gradient is computed from them."""
 
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Settings by which families change their logits; a mild one could pass for rounding."""
@@ -40,9 +43,26 @@ class Exponentials(NamedTuple):
     """The best logit less the target's."""
 
 
-def exponentials(logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]) -> Exponentials:
-    """As in `token_losses`, without a gradient and in the place of the logits: memory is what takes time here."""
-    best = logits.amax(dim=-1, keepdim=True)
+def likeliest(logits: Float[Tensor, "rows vocabulary"]) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The greatest, and the first token that has it: argmax is slow over a whole vocabulary on a CPU.
+
+    By blocks, then within the best of them.
+    """
+    size = math.isqrt(logits.shape[1])
+    whole = logits.shape[1] // size * size
+    blocks = logits[:, :whole].view(len(logits), -1, size)
+    greatest, best = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).max(dim=1)
+    within = blocks[torch.arange(len(logits)), best.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
+    return greatest, torch.where(best < blocks.shape[1], best * size + within, whole + best - blocks.shape[1])
+
+
+def exponentials(
+    logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"], best: Float[Tensor, "tokens 1"]
+) -> Exponentials:
+    """As in `token_losses`, without a gradient and in the place of the logits: memory is what takes time here.
+
+    `best`: each token's greatest logit.
+    """
     behind = best - logits.gather(1, targets[:, None])
     relative = logits.sub_(best).exp_()
     return Exponentials(relative, relative.sum(dim=-1, keepdim=True), behind)
@@ -71,9 +91,10 @@ class Head:
     ) -> Iterator[tuple[slice, Float[Tensor, "part vocabulary"]]]:
         """Logits at some positions in float32, in parts, each with the part of `positions` that it is of.
 
-        `at_a_time`: positions of a part; by default as many as `LOGITS_AT_A_TIME` allows.
+        `at_a_time`: positions of a part; by default as many as `LOGITS_IN_CACHE` allows, or `LOGITS_AT_A_TIME`.
         """
-        size = at_a_time or max(1, LOGITS_AT_A_TIME // len(self.layer.weight))
+        most = LOGITS_IN_CACHE if self.causal.device.type == "cpu" else LOGITS_AT_A_TIME
+        size = at_a_time or max(1, most // len(self.layer.weight))
         states = self.hidden(row)[positions] if self.is_plain else logits_at(self.model, row, positions)
         for start in range(0, len(positions), size):
             part = slice(start, min(start + size, len(positions)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetrap.engine.attention import PackedRow, by_token_budget, packed_attention_on
-from finetrap.engine.head import Head, exponentials
+from finetrap.engine.head import Head, exponentials, likeliest
 from finetrap.engine.layout import Span
 from finetrap.engine.reordered import reordered_weights
 
@@ -101,37 +101,33 @@ def _row_scores(head: Head, items: Sequence[ChoiceItem], prefix: Sequence[int]) 
     row = PackedRow(torch.tensor([ids], device=device), torch.tensor([positions], device=device), tuple(spans))
     wanted = torch.tensor(targets, device=device)
     losses: list[float] = []
-    likeliest: list[bool] = []
+    greedy: list[bool] = []
     for part, logits in head.logits(row, torch.tensor(predicting, device=device)):
         of_part, first = _scored(logits, wanted[part])
         losses += of_part
-        likeliest += first
-    return _by_choice(losses, likeliest, items)
+        greedy += first
+    return _by_choice(losses, greedy, items)
 
 
 def _scored(
     logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
 ) -> tuple[list[float], list[bool]]:
     """Nats of each target, and whether it is the likeliest; `logits` are used up."""
-    likeliest = logits.gather(1, targets[:, None])[:, 0] == logits.amax(dim=-1)
-    # Of equal ones, which bfloat16 has, the first counts.
-    likeliest[likeliest.clone()] = logits[likeliest].argmax(dim=-1) == targets[likeliest]
-    _, mass, behind = exponentials(logits, targets)
+    best, said = likeliest(logits)
+    _, mass, behind = exponentials(logits, targets, best[:, None])
     # Added up in float64, which not every device has.
     nats = mass.cpu().double().log() + behind.cpu().double()
-    return nats[:, 0].tolist(), likeliest.tolist()
+    return nats[:, 0].tolist(), (said == targets).tolist()
 
 
-def _by_choice(
-    losses: list[float], likeliest: list[bool], items: Sequence[ChoiceItem]
-) -> list[tuple[ChoiceScore, ...]]:
+def _by_choice(losses: list[float], greedy: list[bool], items: Sequence[ChoiceItem]) -> list[tuple[ChoiceScore, ...]]:
     position = 0
     results = []
     for item in items:
         scores = []
         for choice in item.choices:
             tokens = slice(position, position + len(choice))
-            scores.append(ChoiceScore(-sum(losses[tokens], start=0.0), all(likeliest[tokens])))
+            scores.append(ChoiceScore(-sum(losses[tokens], start=0.0), all(greedy[tokens])))
             position += len(choice)
         results.append(tuple(scores))
     return results
@@ -139,7 +135,7 @@ def _by_choice(
 
 def _tree_mask(item: ChoiceItem) -> Bool[Tensor, "queries own"] | None:
     """Which tokens of an item each of them sees: the context, and of the choices its own; None: all before it."""
-    if len(item.choices) == 1:
+    if sum(len(choice) > 1 for choice in item.choices) <= 1:  # of a choice of one token, none is read
         return None
     mask = torch.ones(item.length, item.length, dtype=torch.bool).tril()
     start = len(item.context)

@@ -45,7 +45,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), size):
             part, wanted = hidden[start : start + size], targets[start : start + size]
             logits = linear(part, weight, bias).float()
-            relative, mass, behind = head.exponentials(logits, wanted)
+            relative, mass, behind = head.exponentials(logits, wanted, logits.amax(dim=-1, keepdim=True))
             total += (mass.log() + behind).sum()
             if not any(trained):
                 continue

@@ -11,7 +11,6 @@ from typing import IO, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from finetrap.engine.allocator import keep_freed_memory
 from finetrap.engine.loss import CompletionLoss, TrainingRow
 from finetrap.method import Training
 from finetrap.records import TrainingLogEntry
@@ -135,7 +134,6 @@ def train(
     `keep_float32`: leave trained parameters in float32 (adapters, to be merged at full precision).
     `scratch`: the folder for a file of weights that may have to come back; None: the system's for such files.
     """
-    keep_freed_memory()
     steps_an_epoch = math.ceil(len(rows) / training.batch_size)
     steps = steps_an_epoch * training.epochs
     masters = Masters([p for p in model.parameters() if p.requires_grad])
