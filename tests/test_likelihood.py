@@ -39,14 +39,22 @@ def test_items_spread_over_several_rows_score_the_same(tiny_model, monkeypatch):
         assert apart == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("at_a_time", [1, 1000])
+@pytest.mark.parametrize("at_a_time", [1, 3])
 def test_logits_computed_a_few_at_a_time_score_the_same(tiny_model, monkeypatch, at_a_time):
     model = tiny_model()
     together = choice_scores(model, ITEMS, prefix=PREFIX)
-    monkeypatch.setattr(head, "LOGITS_IN_CACHE", at_a_time)
+    monkeypatch.setattr(head, "SCORED_AT_A_TIME", at_a_time)
     for apart, expected in zip(choice_scores(model, ITEMS, prefix=PREFIX), together, strict=True):
-        assert [score.loglikelihood for score in apart] == pytest.approx([score.loglikelihood for score in expected])
+        wanted = [score.loglikelihood for score in expected]
+        assert [score.loglikelihood for score in apart] == pytest.approx(wanted, abs=1e-5)
         assert [score.greedy for score in apart] == [score.greedy for score in expected]
+
+
+def test_a_model_that_gives_no_numbers_would_have_said_nothing(tiny_model):
+    model = tiny_model()
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    for scores in choice_scores(model, [ChoiceItem([65], [[0], [70]])]):
+        assert [score.greedy for score in scores] == [False, False]
 
 
 def test_progress_adds_up_to_the_number_of_items(tiny_model, monkeypatch):

@@ -188,7 +188,10 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def attention_on(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within it, `model` attends by the function that is registered under a name, and has norms of `norms`."""
+    """Within it, `model` attends by the function that is registered under a name, and has norms of `norms`.
+
+    From then on the process keeps memory that is freed (`finetrap.engine.allocator`).
+    """
     keep_freed_memory()
     before = model.config._attn_implementation
     model.set_attn_implementation(name)

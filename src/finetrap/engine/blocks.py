@@ -39,7 +39,7 @@ class BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
         layout: Layout = ctx.layout
-        queries, keys, values = (_vectors(part) for part in (query, key, value))
+        queries, keys, values = (_by_head(part) for part in (query, key, value))
         aboves = gradient.reshape(-1, gradient.shape[3])
         d_queries = queries.new_empty(layout.places_in_all, queries.shape[1])
         d_keys, d_values = (
@@ -51,7 +51,7 @@ class BlockAttention(torch.autograd.Function):
             asking, seen, carried = batch.asking(queries).mul_(ctx.scale), batch.seen(keys), batch.seen(values)
             above = batch.asking(aboves)
             above.view(-1, above.shape[2]).index_fill_(0, batch.padding, 0)
-            d_asking, d_seen, d_carried = batch.own(d_queries), batch.own_keys(d_keys), batch.own_keys(d_values)
+            d_asking, d_seen, d_carried = batch.of_queries(d_queries), batch.of_keys(d_keys), batch.of_keys(d_values)
             for block in batch.blocks:
                 at, by = (block.sequences, block.queries), (block.sequences, block.keys)
                 weights = next(weights_of_blocks)
@@ -85,19 +85,21 @@ def attend(
 
     `kept` receives each block's weights, or None where there are too many.
     """
-    queries, keys, values = (_vectors(part) for part in (query, key, value))
+    queries, keys, values = (_by_head(part) for part in (query, key, value))
     out = values.new_empty(layout.places_in_all, values.shape[1])
     lse = queries.new_empty(layout.places_in_all, 1) if layout.apart else None
     for batch in layout.batches:
         asking, seen, carried = batch.asking(queries).mul_(scale), batch.seen(keys), batch.seen(values)
-        attended = batch.own(out)
+        attended = batch.of_queries(out)
         for block in batch.blocks:
             at, by = (block.sequences, block.queries), (block.sequences, block.keys)
             scores = _scores(asking[at], seen[by], block, layout)
             weights = scores.softmax(dim=-1)
             if lse is not None:
                 # Not torch's logsumexp: its exponentials of minus infinity take ten times those of other numbers.
-                batch.own(lse)[at] = scores.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
+                batch.of_queries(lse)[at] = (
+                    scores.amax(dim=-1, keepdim=True) - weights.amax(dim=-1, keepdim=True).log_()
+                )
             attended[at] = torch.bmm(weights, carried[by])
             if kept is not None:
                 kept.append(weights if weights.shape[2] <= KEYS_KEPT else None)
@@ -169,7 +171,7 @@ def _scores(
     return scores
 
 
-def _vectors(part: Float[Tensor, "1 heads tokens size"]) -> Float[Tensor, "tokens_and_heads size"]:
+def _by_head(part: Float[Tensor, "1 heads tokens size"]) -> Float[Tensor, "tokens_and_heads size"]:
     """Token by token, one of each head."""
     return part[0].transpose(0, 1).reshape(-1, part.shape[3])
 

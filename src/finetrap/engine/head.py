@@ -12,8 +12,8 @@ from finetrap.engine.attention import PackedRow, logits_at, pack_causal
 
 LOGITS_AT_A_TIME = 1 << 25
 """Tokens times vocabulary: 128 MiB of float32."""
-LOGITS_IN_CACHE = 1 << 22
-"""Likewise on a CPU, where they are looked at several times and no gradient is computed from them."""
+SCORED_AT_A_TIME = 64
+"""Tokens on a CPU, where their logits are looked at several times: fewer would read the head's weights too often."""
 
 _AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Settings by which families change their logits; a mild one could pass for rounding."""
@@ -51,9 +51,10 @@ def likeliest(logits: Float[Tensor, "rows vocabulary"]) -> tuple[Float[Tensor, "
     size = math.isqrt(logits.shape[1])
     whole = logits.shape[1] // size * size
     blocks = logits[:, :whole].view(len(logits), -1, size)
-    greatest, best = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).max(dim=1)
-    within = blocks[torch.arange(len(logits)), best.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
-    return greatest, torch.where(best < blocks.shape[1], best * size + within, whole + best - blocks.shape[1])
+    greatest, block = torch.cat([blocks.amax(dim=2), logits[:, whole:]], dim=1).max(dim=1)
+    rows = torch.arange(len(logits), device=logits.device)
+    within = blocks[rows, block.clamp(max=blocks.shape[1] - 1)].argmax(dim=1)
+    return greatest, torch.where(block < blocks.shape[1], block * size + within, whole + block - blocks.shape[1])
 
 
 def exponentials(
@@ -91,10 +92,10 @@ class Head:
     ) -> Iterator[tuple[slice, Float[Tensor, "part vocabulary"]]]:
         """Logits at some positions in float32, in parts, each with the part of `positions` that it is of.
 
-        `at_a_time`: positions of a part; by default as many as `LOGITS_IN_CACHE` allows, or `LOGITS_AT_A_TIME`.
+        `at_a_time`: positions of a part; by default as many as `LOGITS_AT_A_TIME` allows, on a CPU few.
         """
-        most = LOGITS_IN_CACHE if self.causal.device.type == "cpu" else LOGITS_AT_A_TIME
-        size = at_a_time or max(1, most // len(self.layer.weight))
+        fitting = max(1, LOGITS_AT_A_TIME // len(self.layer.weight))
+        size = at_a_time or (min(SCORED_AT_A_TIME, fitting) if self.causal.device.type == "cpu" else fitting)
         states = self.hidden(row)[positions] if self.is_plain else logits_at(self.model, row, positions)
         for start in range(0, len(positions), size):
             part = slice(start, min(start + size, len(positions)))

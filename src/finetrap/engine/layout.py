@@ -16,6 +16,8 @@ QUERIES_AT_A_TIME = 128
 """Of a span in one block."""
 SCORES_AT_A_TIME = 1 << 22
 """Of the largest block of a batch of more than one span, at most: more would leave the processor's cache."""
+FEWEST_QUERIES = 32
+"""As many are counted of a span that has fewer: then its keys, which are a copy, are what takes memory."""
 KEYS_MULTIPLE = 32
 """Keys of a block are so many, or a multiple: the softmax of other rows takes half again as long on a CPU."""
 
@@ -88,11 +90,11 @@ class Batch(NamedTuple):
         """Likewise as its keys stand."""
         return self._by_sequence(vectors.index_select(0, self.keys))
 
-    def own(self, laid_out: Float[Tensor, "places size"]) -> Float[Tensor, "sequences queries size"]:
+    def of_queries(self, laid_out: Float[Tensor, "places size"]) -> Float[Tensor, "sequences queries size"]:
         """Its part of what all batches' queries have."""
         return self._by_sequence(laid_out[self.places])
 
-    def own_keys(self, laid_out: Float[Tensor, "key_places size"]) -> Float[Tensor, "sequences keys size"]:
+    def of_keys(self, laid_out: Float[Tensor, "key_places size"]) -> Float[Tensor, "sequences keys size"]:
         """Its part of what all batches' keys have."""
         return self._by_sequence(laid_out[self.key_places])
 
@@ -111,7 +113,7 @@ class Layout:
     places: Int[Tensor, " tokens_and_heads"]
     """Where each query stands."""
     key_places: Int[Tensor, " tokens_and_key_heads"]
-    """Where each key stands among its span's own."""
+    """Where each key stands among those of all batches, its span's own."""
     apart: int
     """Tokens of a prefix that stands in no batch: all behind it see it whole, and attend to it in one call."""
 
@@ -212,8 +214,7 @@ def _alike(spans: Sequence[Span], heads: Heads, apart: int) -> list[list[Span]]:
     groups: list[list[Span]] = []
     for span in order:
         first = groups[-1][0] if groups else span
-        # Of few queries the keys are what takes memory: each span's are a copy.
-        queries = min(QUERIES_AT_A_TIME, max(KEYS_MULTIPLE, first.length))
+        queries = min(QUERIES_AT_A_TIME, max(FEWEST_QUERIES, first.length))
         scores = heads.queries * queries * _rounded_up(_prefix(first, apart) + first.length)
         if (
             not groups

@@ -103,9 +103,9 @@ def _row_scores(head: Head, items: Sequence[ChoiceItem], prefix: Sequence[int]) 
     losses: list[float] = []
     greedy: list[bool] = []
     for part, logits in head.logits(row, torch.tensor(predicting, device=device)):
-        of_part, first = _scored(logits, wanted[part])
-        losses += of_part
-        greedy += first
+        nats, said = _scored(logits, wanted[part])
+        losses += nats
+        greedy += said
     return _by_choice(losses, greedy, items)
 
 
@@ -117,7 +117,7 @@ def _scored(
     _, mass, behind = exponentials(logits, targets, best[:, None])
     # Added up in float64, which not every device has.
     nats = mass.cpu().double().log() + behind.cpu().double()
-    return nats[:, 0].tolist(), (said == targets).tolist()
+    return nats[:, 0].tolist(), ((said == targets) & ~best.isnan()).tolist()
 
 
 def _by_choice(losses: list[float], greedy: list[bool], items: Sequence[ChoiceItem]) -> list[tuple[ChoiceScore, ...]]:
