@@ -210,9 +210,10 @@ def _stop_texts(model: str, rows: int) -> Outcome:
     differing, tokens, cut, worst = [], 0, 0, 0.0
     for index, (mine, answer) in enumerate(zip(ours, theirs, strict=True)):
         lengths = range(1, len(answer.ids) + 1)
-        whole = {length: str(tokenizer.decode(answer.ids[:length], skip_special_tokens=True)) for length in lengths}
+        # As lm-evaluation-harness does: what a special token reads as can end an answer, and is no part of its text.
+        whole = {length: str(tokenizer.decode(answer.ids[:length])) for length in lengths}
         end = next((n for n, text in whole.items() if any(stop in text for stop in texts)), None)
-        text = whole[end or new]
+        text = str(tokenizer.decode(answer.ids[: end or new], skip_special_tokens=True))
         text = text[: min((text.index(stop) for stop in texts if stop in text), default=len(text))]
         tokens += end or new
         cut += end is not None
