@@ -110,5 +110,5 @@ def test_half_precision_reads_prompts_as_float32_does(tiny_model) -> None:  # ty
         with torch.no_grad(), decoding_attention_on(model):
             rows.read_prefix([7, 8, 9] * 10)
             rows.read(prompts)
-            found.append(rows.step(torch.tensor([11, 12, 13], device="cuda")).float())
+            found.append(rows.step([[11], [12], [13]]).float())
     assert (found[0] - found[1]).norm() / found[0].norm() < 5e-2

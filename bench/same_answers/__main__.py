@@ -2,13 +2,15 @@
 
     PYTHONPATH=bench:tests python -m same_answers [--sample] [--only TEXT] [--seconds N]
 
-A cell that the file holds is not computed again, as long as no module changed that was loaded to compute it.
+A cell that the file holds is not computed again, as long as no module changed that was loaded to compute it. Several
+calls may compute different cells side by side.
 """
 
 import argparse
 import gc
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -97,7 +99,9 @@ def _write(cells: Sequence[dict[str, Any]], modules_before: Sequence[str]) -> No
     }
     lines = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
     PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n')
+    partial = PATH.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n')
+    partial.replace(PATH)
 
 
 def main() -> int:
@@ -126,6 +130,9 @@ def main() -> int:
         )
         gc.collect()
         if not given.sample:
+            # Another call may have written to it since.
+            written = _written() or written
+            done = {_key(cell): cell for cell in written.get("cells", [])} | done
             _write([done[c.key] for c in everything if c.key in done], written.get("modules", []))
     if SMOLLM2 not in models():
         print("without SmolLM2, which is not on this machine: finetrap models get smollm2-135m-instruct-q4")

@@ -1,8 +1,9 @@
 """Attention in blocks of queries, forward and backward written out as matrix products.
 
 For sequences of a few hundred tokens on a CPU, products of a block's size are faster than torch's scaled dot product
-attention and its backward pass, and by far faster than one call with a block mask over a whole row. To a long prefix
-that all see (shots above all) torch's fused kernel is faster: there, attention is computed in two parts.
+attention and its backward pass, and by far faster than one call with a block mask over a whole row. In float32 on a CPU
+and without a gradient, torch's fused kernel is faster to a long prefix that all see (shots above all): there, attention
+is computed in two parts.
 """
 
 from typing import Any, NamedTuple

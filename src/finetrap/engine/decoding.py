@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 
 from finetrap.engine.attention import PackedRow, attention_on, has_varlen_kernel, varlen_attention
@@ -20,10 +21,9 @@ from finetrap.engine.blocks import Attended, attend, attention_with_lse
 from finetrap.engine.captured import CapturedSteps, Extent, can_capture
 from finetrap.engine.layout import Span
 from finetrap.engine.reordered import reordered_weights
+from finetrap.engine.steps import Seen, Step, padding, seen_in
 
 NAME = "finetrap_decoding"
-ROWS_TOGETHER = 32
-"""Whose own parts are attended to in one call on a CPU, up to the longest of them; on a GPU one call takes all."""
 
 
 class Rows:
@@ -42,11 +42,11 @@ class Rows:
         self._known: list[int] = []
         """The lengths of the rows in use once more, where reading them waits for no GPU."""
         self._captured = CapturedSteps(model.device, rows=rows) if can_capture(model.device) else None
-        self._extent = Extent(0, 0)
+        self._step_of: Step | None = None
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._reading: _Reading | None = None
-        self._seen: dict[int | None, _Seen] = {}
+        self._seen: dict[int | None, Seen] = {}
 
     def read_prefix(self, prefix: Sequence[int]) -> None:
         """Compute what all rows share; before any row is read."""
@@ -71,27 +71,49 @@ class Rows:
                 of_prompts[:, 1:] = of_prompts[:, :1]
         return logits.repeat_interleave(copies, dim=0)
 
-    def step(self, tokens: Int[Tensor, " active"]) -> Float[Tensor, "active vocabulary"]:
-        """Add a token to every row in use; logits of what comes next."""
-        extent = Extent(self.active, max(self._known) + 1)
-        if self._captured is None:
-            logits = self._step(tokens, extent)
-        else:
-            logits = self._captured(self._step, tokens, extent.rounded_up(self.rows, self.capacity))
-        self.lengths[: self.active] += 1
-        self._known = [length + 1 for length in self._known]
-        return logits[: self.active]
+    def step(self, tokens: Sequence[Sequence[int]]) -> Float[Tensor, "tokens vocabulary"]:
+        """Add tokens to every row in use, one at least; logits of what comes after each of them, row by row.
 
-    def _step(self, tokens: Int[Tensor, " rows"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
+        Where `one_a_row`, exactly one.
+        """
+        counts = [len(of_row) for of_row in tokens]
+        flat = torch.tensor([token for of_row in tokens for token in of_row], device=self.lengths.device)
+        longer = [length + count for length, count in zip(self._known, counts, strict=True)]
+        extent = Extent(self.active, max(longer))
+        if self._captured is None:
+            logits = self._step(flat, extent, counts)
+        else:
+            logits = self._captured(self._step, flat, extent.rounded_up(self.rows, self.capacity))
+        self._known = longer
+        self.lengths[: self.active] += 1 if max(counts) == 1 else torch.tensor(counts, device=self.lengths.device)
+        return logits[: len(flat)]
+
+    @property
+    def one_a_row(self) -> bool:
+        """Whether a step takes one token of each row: those that are captured, and all but a CPU's."""
+        return self._captured is not None or self.lengths.device.type != "cpu"
+
+    def take_back(self, tokens: Sequence[int]) -> None:
+        """Forget so many of each row's last tokens."""
+        self._known = [length - count for length, count in zip(self._known, tokens, strict=True)]
+        self.lengths[: self.active] = torch.tensor(self._known, device=self.lengths.device)
+
+    def _step(
+        self, tokens: Int[Tensor, " tokens"], extent: Extent, counts: Sequence[int] | None = None
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """`counts`: tokens of each row; None: one."""
         self._seen = {}
-        self._extent = extent
+        rows, places = torch.arange(extent.rows, device=tokens.device), self.lengths[: extent.rows]
+        if counts is not None and max(counts) > 1:
+            after = torch.tensor([place for count in counts for place in range(count)], device=tokens.device)
+            rows = rows.repeat_interleave(torch.tensor(counts, device=tokens.device))
+            places = places[rows] + after
+        lengths = self._known if self._captured is None else None
+        self._step_of = Step(rows, places, counts or [1] * extent.rows, lengths, extent, self.prefix_length)
         logits: Tensor = self.model(
-            input_ids=tokens[:, None],
-            position_ids=(self.prefix_length + self.lengths[: extent.rows])[:, None],
-            use_cache=False,
-            rows=self,
+            input_ids=tokens[None], position_ids=(self.prefix_length + places)[None], use_cache=False, rows=self
         ).logits
-        return logits[:, -1]
+        return logits[0]
 
     def drop(self, rows: Collection[int]) -> list[int]:
         """Give up some of the rows in use; returns which row now stands in each place.
@@ -163,46 +185,47 @@ class Rows:
         for row, span in zip(reading.rows, reading.packed.spans, strict=True):
             own = slice(span.start - span.prefix, span.stop - span.prefix)
             if row < 0:
-                self._prefix[layer] = (key.contiguous(), value.contiguous())
+                more = (0, 0, 0, padding(key.shape[2], key))
+                self._prefix[layer] = (pad(key, more).contiguous(), pad(value, more).contiguous())
                 continue
             for kept, new in zip(self._own_of(layer, key, value), (key, value), strict=True):
                 kept[row, :, : span.stop - span.start] = new[0, :, own]
         if window is None and has_varlen_kernel(query.device, query.dtype):
             return _read_by_kernel(reading.packed, query, key, value, prefix, scale)
         if prefix is not None:
-            key, value = (torch.cat([p, own], dim=2) for p, own in zip(prefix, (key, value), strict=True))
+            known = (part[:, :, : self.prefix_length] for part in prefix)
+            key, value = (torch.cat(parts, dim=2) for parts in zip(known, (key, value), strict=True))
         return attend(query, key, value, reading.packed.layout(query, key, value, window), scale)
 
     def _attend_step(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
-        rows, heads, size = self._extent.rows, key.shape[1], value.shape[3]
-        seen = self._seen_by_step(window, query)
+        heads, tokens, size = key.shape[1], key.shape[2], value.shape[3]
+        step = self._step_of
+        assert step is not None
+        if window not in self._seen:
+            self._seen[window] = seen_in(step, window, query)
+        seen = self._seen[window]
         keys, values = self._own_of(layer, key, value)
-        keys[seen.rows, :, seen.lengths] = key[:, :, 0]
-        values[seen.rows, :, seen.lengths] = value[:, :, 0]
+        keys[step.rows, :, step.places] = key[0].transpose(0, 1)
+        values[step.rows, :, step.places] = value[0].transpose(0, 1)
         # The heads of a group stand where queries do, and share their keys.
-        grouped = query.view(rows, heads, -1, query.shape[3])
-        parts = [
-            attention_with_lse(
-                grouped[part.rows], keys[part.rows, :, part.keys], values[part.rows, :, part.keys], part.bias, scale
-            )
-            for part in seen.own
-        ]
+        grouped = query[0].transpose(0, 1).reshape(tokens, heads, -1, query.shape[3])
+        parts = [part.attend(grouped, keys, values, scale) for part in seen.own]
         own = parts[0] if len(parts) == 1 else Attended(*(torch.cat(same) for same in zip(*parts, strict=True)))
         if seen.prefix.start == seen.prefix.stop:
-            return own.attended.reshape(rows, 1, -1, size)
+            return own.attended.reshape(1, tokens, -1, size)
         together = grouped.transpose(0, 1).reshape(1, heads, -1, query.shape[3])
         keys, values = (part[:, :, seen.prefix] for part in self._prefix[layer])
         bias = seen.prefix_bias
-        if bias is not None:
-            bias = bias[:, None].expand(-1, grouped.shape[2], -1).reshape(1, 1, -1, bias.shape[1])
-        shared = attention_with_lse(together, keys, values, bias, scale)
-        of_prefix = shared.attended.view(heads, rows, -1, size).transpose(0, 1)
+        if bias is not None and len(bias) > 1:
+            bias = bias.repeat_interleave(grouped.shape[2], dim=0)
+        shared = attention_with_lse(together, keys, values, None if bias is None else bias[None, None], scale)
+        of_prefix = shared.attended.view(heads, tokens, -1, size).transpose(0, 1)
         # Softmax over both parts (arXiv:2205.14135, section 3.1): each weighs exp(lse) of the whole.
-        share = torch.sigmoid(shared.lse.view(heads, rows, -1).transpose(0, 1) - own.lse)[..., None]
+        share = torch.sigmoid(shared.lse.view(heads, tokens, -1).transpose(0, 1) - own.lse)[..., None]
         merged = torch.lerp(own.attended.float(), of_prefix.float(), share)
-        return merged.to(value.dtype).reshape(rows, 1, -1, size)
+        return merged.to(value.dtype).reshape(1, tokens, -1, size)
 
     def _own_of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._own:
@@ -211,37 +234,6 @@ class Rows:
             )
             self._own[layer] = (keys, values)
         return self._own[layer]
-
-    def _seen_by_step(self, window: int | None, like: Tensor) -> "_Seen":
-        """What the next token of each row sees; the same in every layer of a step."""
-        if window not in self._seen:
-            rows, keys = self._extent
-            device, lengths, prefix = self.lengths.device, self.lengths[:rows], self.prefix_length
-            reach = keys + prefix if window is None else window
-            together = ROWS_TOGETHER if device.type == "cpu" else rows
-
-            def span(of: slice) -> tuple[int, int]:
-                # A captured step computes the same keys whenever it is replayed, however far its rows have come.
-                return (min(self._known[of]), max(self._known[of])) if self._captured is None else (0, keys - 1)
-
-            def part(start: int) -> _Part:
-                of = slice(start, min(start + together, rows))
-                shortest, longest = span(of)
-                seen = slice(max(0, shortest + 1 - reach), longest + 1)
-                distance = lengths[of, None] - torch.arange(seen.start, seen.stop, device=device)
-                bias = _bias((distance >= 0) & (distance < reach), like)
-                return _Part(of, seen, None if bias is None else bias[:, None, None])
-
-            shared = slice(max(0, min(prefix, span(slice(0, rows))[0] + prefix + 1 - reach)), prefix)
-            from_prefix = lengths[:, None] + prefix - torch.arange(shared.start, shared.stop, device=device)
-            self._seen[window] = _Seen(
-                torch.arange(rows, device=device),
-                lengths,
-                tuple(part(start) for start in range(0, rows, together)),
-                shared,
-                _bias(from_prefix < reach, like) if window is not None else None,
-            )
-        return self._seen[window]
 
 
 def _read_by_kernel(
@@ -268,34 +260,6 @@ class _Reading(NamedTuple):
 
     rows: list[int]
     packed: PackedRow
-
-
-class _Part(NamedTuple):
-    """Some of the rows, and what the next token of each sees of it."""
-
-    rows: slice
-    keys: slice
-    bias: Float[Tensor, "rows 1 1 keys"] | None
-
-
-class _Seen(NamedTuple):
-    """What the next tokens see of their rows and of the prefix."""
-
-    rows: Int[Tensor, " active"]
-    lengths: Int[Tensor, " active"]
-    own: tuple[_Part, ...]
-    prefix: slice
-    prefix_bias: Float[Tensor, "active prefix"] | None
-
-
-def _bias(visible: Bool[Tensor, "rows keys"], like: Tensor) -> Float[Tensor, "rows keys"] | None:
-    """What is added to scores; None for nothing.
-
-    Not minus infinity, since a row that sees nothing of the prefix would have no softmax.
-    """
-    if visible.device.type != "cuda" and bool(visible.all()):  # a GPU would have to be waited for
-        return None
-    return torch.zeros_like(visible, dtype=like.dtype).masked_fill_(~visible, torch.finfo(like.dtype).min / 2)
 
 
 def _attention(

@@ -1,7 +1,12 @@
-"""Decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done."""
+"""Decoding: a shared prefix once, longest prompts first, and a waiting one in the place of each that is done.
+
+Likeliest tokens are drafted where that costs less than it saves (`finetrap.engine.lookup`): the model computes an
+answer's last token and its draft in one step, and those of the draft stand that it would have written itself.
+"""
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +19,7 @@ from finetrap.cost import free_memory_bytes
 from finetrap.engine.attention import by_token_budget, common_prefix
 from finetrap.engine.decoding import Rows, decoding_attention_on
 from finetrap.engine.head import likeliest
+from finetrap.engine.lookup import Lookup
 
 
 class Limits(NamedTuple):
@@ -32,6 +38,10 @@ LIMITS = {"cpu": Limits(128, 2 << 30, 4096), "cuda": Limits(2048, 32 << 30, 3276
 rows."""
 REFILL = 1 / 8
 """Share of the rows that are to be free before waiting prompts are read: a few together cost less than one by one."""
+
+DRAFTING = {torch.float32: 16, torch.bfloat16: 64}
+"""Tokens of a step on a CPU up to which answers have drafts, by precision: beyond, a step takes twice as long for twice
+the tokens."""
 
 Progress = Callable[[int], None]
 """Is told how many more prompts have their answers."""
@@ -59,9 +69,32 @@ class Sampling(NamedTuple):
     """Decides with a prompt's place what is drawn."""
 
 
-class _Answer(NamedTuple):
-    prompt: int
-    sample: int
+class _Answer:
+    """One that is being written."""
+
+    def __init__(self, prompt: int, sample: int, ids: Sequence[int]) -> None:
+        """`ids`: the prompt's."""
+        self.prompt = prompt
+        self.sample = sample
+        self.new: list[int] = []
+        self.fed: list[int] = []
+        """Its last token and a draft of what follows, which the model is given next."""
+        self._lookup = Lookup(ids)
+
+    def add(self, token: int) -> None:
+        """Go on by a token."""
+        self.new.append(token)
+        self._lookup.add([token])
+
+    def feed(self, drafted: int) -> None:
+        """Take the last token, and a draft of so many at most."""
+        self.fed = [self.new[-1], *self._lookup.draft(drafted)]
+
+    def agreed(self, chosen: Sequence[int]) -> list[int]:
+        """What was chosen after each token that was fed, as far as those are what was chosen."""
+        pairs = zip(self.fed[1:], chosen, strict=False)
+        right = next((i for i, (drafted, token) in enumerate(pairs) if drafted != token), len(self.fed) - 1)
+        return list(chosen[: right + 1])
 
 
 class _Stop(NamedTuple):
@@ -141,36 +174,57 @@ def _generate(
     fitting = min(rows_at_a_time or limits.rows, cache_bytes // (_bytes_a_token(model) * capacity)) // samples
     rows = Rows(model, rows=samples * max(1, min(len(prompts), fitting)), capacity=capacity)
     choose = _Chooser(sampling, stop.limit)
-    new: dict[_Answer, list[int]] = {}
     results: list[dict[int, Generated]] = [{} for _ in prompts]
     alive: list[_Answer] = []
+    most = 0 if sampling or rows.one_a_row else DRAFTING.get(model.dtype, 0)
     with decoding_attention_on(model):
         rows.read_prefix(prompts[0][:shared])
         logits = torch.empty(0, 0)
         while waiting or alive:
-            chosen = choose(logits, alive, new) if alive else []
+            certain = _certain(rows, choose, logits, alive) if alive else []
             free = rows.rows - len(alive)
             places = free // samples if free >= rows.rows * REFILL or not alive else 0
             started = [waiting.popleft() for _ in range(min(places, len(waiting)))]
-            new |= {_Answer(prompt, sample): [] for prompt in started for sample in range(samples)}
             for part in by_token_budget([len(prompts[i]) - shared for i in started], limits.tokens):
                 read = [started[i] for i in part]
-                begun = [_Answer(prompt, sample) for prompt in read for sample in range(samples)]
-                chosen += choose(rows.read([prompts[i][shared:] for i in read], copies=samples), begun, new)
+                begun = [_Answer(i, sample, prompts[i]) for i in read for sample in range(samples)]
+                first = choose(rows.read([prompts[i][shared:] for i in read], copies=samples), begun)
+                certain += [[token] for token in first]
                 alive += begun
             ended = set()
-            for row, (answer, token) in enumerate(zip(alive, chosen, strict=True)):
-                done = _finish(tokenizer, new[answer], token, stop)
+            for row, (answer, tokens) in enumerate(zip(alive, certain, strict=True)):
+                done = next(filter(None, (_finish(tokenizer, answer, token, stop) for token in tokens)), None)
                 if done is not None:
                     ended.add(row)
                     results[answer.prompt][answer.sample] = done
             if ended:
                 progress(sum(len(results[i]) == samples for i in {alive[row].prompt for row in ended}))
-                order = rows.drop(ended)
-                alive, chosen = [alive[row] for row in order], [chosen[row] for row in order]
+                alive = [alive[row] for row in rows.drop(ended)]
             if alive:
-                logits = rows.step(torch.tensor(chosen, device=model.device))
+                _feed(alive, most, stop.limit)
+                logits = rows.step([answer.fed for answer in alive])
     return [[of_prompt[sample] for sample in range(samples)] for of_prompt in results]
+
+
+def _feed(answers: Sequence[_Answer], most: int, limit: int) -> None:
+    """Let each take what the model is given next, `most` tokens in all if that leaves room for drafts."""
+    room = most - len(answers)
+    for answer in answers:
+        # Whatever is drafted, one token more is written.
+        answer.feed(max(0, min(room, limit - len(answer.new) - 1)))
+        room -= len(answer.fed) - 1
+
+
+def _certain(
+    rows: Rows, choose: "_Chooser", logits: Float[Tensor, "tokens vocabulary"], answers: Sequence[_Answer]
+) -> list[list[int]]:
+    """What each answer goes on with, one token at least; what was fed in vain is taken back."""
+    chosen = iter(choose(logits, answers))
+    certain = [answer.agreed(list(islice(chosen, len(answer.fed)))) for answer in answers]
+    vain = [len(answer.fed) - len(tokens) for answer, tokens in zip(answers, certain, strict=True)]
+    if any(vain):
+        rows.take_back(vain)
+    return certain
 
 
 class _Chooser:
@@ -179,19 +233,14 @@ class _Chooser:
     def __init__(self, sampling: Sampling | None, limit: int) -> None:
         self._sampling = sampling
         self._limit = limit
-        self._draws: dict[_Answer, np.ndarray] = {}
+        self._draws: dict[tuple[int, int], np.ndarray] = {}
 
-    def __call__(
-        self,
-        logits: Float[Tensor, "rows vocabulary"],
-        answers: Sequence[_Answer],
-        new: Mapping[_Answer, Sequence[int]],
-    ) -> list[int]:
-        """By what each of the answers has so far."""
+    def __call__(self, logits: Float[Tensor, "tokens vocabulary"], answers: Sequence[_Answer]) -> list[int]:
+        """What is chosen after every token; where tokens are drawn, one of each answer."""
         if self._sampling is None:
             return list(likeliest(logits)[1].tolist())
         # Inversion: a number in [0, 1) an answer and step, whatever rows stand beside it.
-        drawn = [self._draws_of(answer)[len(new[answer])] for answer in answers]
+        drawn = [self._draws_of(answer)[len(answer.new)] for answer in answers]
         shares = (logits.float() / self._sampling.temperature).softmax(dim=-1)
         # In float64, which not every device has.
         up_to = shares.cpu().cumsum(dim=-1, dtype=torch.float64)
@@ -199,10 +248,11 @@ class _Chooser:
         return list(torch.searchsorted(up_to, wanted, right=True)[:, 0].tolist())
 
     def _draws_of(self, answer: _Answer) -> np.ndarray:
-        if answer not in self._draws:
+        place = answer.prompt, answer.sample
+        if place not in self._draws:
             assert self._sampling is not None
-            self._draws[answer] = np.random.default_rng((self._sampling.seed, *answer)).random(self._limit)
-        return self._draws[answer]
+            self._draws[place] = np.random.default_rng((self._sampling.seed, *place)).random(self._limit)
+        return self._draws[place]
 
 
 def _bytes_a_token(model: PreTrainedModel) -> int:
@@ -212,11 +262,12 @@ def _bytes_a_token(model: PreTrainedModel) -> int:
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
-def _finish(tokenizer: PreTrainedTokenizerBase, new: list[int], token: int, stop: _Stop) -> Generated | None:
-    """Add `token` to the `new` ones; the answer if that ends it."""
+def _finish(tokenizer: PreTrainedTokenizerBase, answer: _Answer, token: int, stop: _Stop) -> Generated | None:
+    """Add `token` to the answer; the answer if that ends it."""
+    new = answer.new
     if token in stop.tokens:
         return Generated(new, str(tokenizer.decode(new, skip_special_tokens=True)), truncated=False)
-    new.append(token)
+    answer.add(token)
     if stop.texts:
         # Only the end of the answer can have completed one, and special tokens may be part of it.
         tail = str(tokenizer.decode(new[-stop.window :]))

@@ -1,7 +1,7 @@
 """How the spans of a packed row are laid out for attention: those of about one length side by side, padded.
 
 A product of many spans at once is faster than many products of one; and where all stand side by side, a block of
-queries needs no more keys than the last of them sees, which is half as many as a span has.
+queries needs no more keys than the last of them sees, on average half as many as a span has.
 """
 
 from collections.abc import Sequence
