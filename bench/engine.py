@@ -69,7 +69,8 @@ ADAPTER_GRID = Grid(
 FULL_GRID = ADAPTER_GRID._replace(steps=(ADAPTER_GRID.steps[0], *ADAPTER_GRID.steps[2:]))
 """Weights stay in float32, as ours have float32 masters."""
 BATCH_GRID = Grid({"batch": 16}, (_batches(1, 8, 32, 64),))
-GENERATE_GRID = Grid({"batch": 16}, (_batches(1, 8, 32, 64), ({"cache": "static"},)))
+LOOKUP: Settings = {"batch": 1, "cache": "dynamic", "lookup": 3}
+GENERATE_GRID = Grid({"batch": 16}, (_batches(1, 8, 32, 64), ({"cache": "static"}, LOOKUP)))
 
 
 @dataclass(frozen=True)

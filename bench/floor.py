@@ -15,6 +15,8 @@ from measure import seconds_of
 from torch.nn.functional import linear
 from work import Job, encoder, loaded, shots, test_examples, training_examples
 
+from finetrap.engine.lookup import DRAFTED
+
 ROWS = 2048
 """Of the products that are timed: tokens of a packed row."""
 REPEATS = 5
@@ -110,7 +112,10 @@ def train(job: Job) -> Floor:
 
 
 def generate(job: Job, written: tuple[int, ...]) -> Floor:
-    """Tokens common to all prompts once, the rest once an item; then each step reads the weights once."""
+    """Tokens common to all prompts once, the rest once an item; then each step reads the weights once.
+
+    A step writes a token of each answer, and as many more as are drafted if all are right.
+    """
     of, prompts = shape(job.model), _prompts(job)
     common, lengths = _common(prompts), [len(ids) for ids in prompts]
     own = sum(length - common for length in lengths)
@@ -118,7 +123,7 @@ def generate(job: Job, written: tuple[int, ...]) -> Floor:
     prefill = 2 * of.linear * (common + own) + 2 * of.head * len(prompts) + 4 * of.attention * pairs
     pairs = sum(_pairs(length + new) - _pairs(length) for length, new in zip(lengths, written, strict=True))
     decode = 2 * (of.linear + of.head) * sum(written) + 4 * of.attention * pairs
-    read = max(written) * (of.linear + of.head) * of.bytes_each
+    read = max(written) / (1 + DRAFTED) * (of.linear + of.head) * of.bytes_each
     reached = machine(job.model)
     seconds = prefill / reached.operations + max(decode / reached.operations, read / reached.bytes)
     return Floor(seconds, prefill + decode, reached)

@@ -217,8 +217,11 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic") -> Run:
-    """`generate` in batches of rows of like length, the longest first, padded on the left."""
+def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic", lookup: int = 0) -> Run:
+    """`generate` in batches of rows of like length, the longest first, padded on the left.
+
+    `lookup`: tokens of its drafts by prompt lookup, which it has for one row at a time.
+    """
     base, made, examples = loaded(job.model), encoder(job), test_examples(job)
     model, reader = base.model, base.tokenizer
     reader.pad_token = reader.pad_token or reader.eos_token
@@ -226,6 +229,7 @@ def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic") -> Ru
     prompts = [made.text(example, shots(job)) for example in examples]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     stops = {} if made.chat else {"stop_strings": list(task_of(job).stops), "tokenizer": reader}
+    drafts = {"prompt_lookup_num_tokens": lookup} if lookup else {}
     answers: dict[int, str] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
@@ -236,7 +240,7 @@ def transformers_generate(job: Job, *, batch: int, cache: str = "dynamic") -> Ru
             padding_side="left",
             return_tensors="pt",
         ).to(model.device)
-        ids = model.generate(**rows, **_greedy(job), **stops, cache_implementation=cache)
+        ids = model.generate(**rows, **_greedy(job), **stops, **drafts, cache_implementation=cache)
         texts = reader.batch_decode(ids[:, rows["input_ids"].shape[1] :], skip_special_tokens=True)
         answers.update(zip(chosen, texts, strict=True))
     return Run(time.perf_counter() - started, answers=tuple(_cut(job, answers[i]) for i in range(len(prompts))))

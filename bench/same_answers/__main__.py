@@ -7,10 +7,10 @@ calls may compute different cells side by side.
 """
 
 import argparse
+import fcntl
 import gc
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
@@ -51,6 +51,13 @@ def _source(module: str) -> bytes:
     except ModuleNotFoundError:
         return b""
     return Path(spec.origin).read_bytes() if spec is not None and spec.origin else b""
+
+
+def _guard(known: dict[str, str]) -> None:
+    """End where a module is no longer what it was when it was loaded: its cells would be told under another hash."""
+    for module in _modules():
+        if known.setdefault(module, _code([module])) != _code([module]):
+            raise SystemExit(f"{module} was changed while cells were computed; begin again")
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:
@@ -99,7 +106,7 @@ def _write(cells: Sequence[dict[str, Any]], modules_before: Sequence[str]) -> No
     }
     lines = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
     PATH.parent.mkdir(exist_ok=True)
-    partial = PATH.with_suffix(f".{os.getpid()}.partial")
+    partial = PATH.with_suffix(".partial")
     partial.write_text(json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n')
     partial.replace(PATH)
 
@@ -118,6 +125,8 @@ def main() -> int:
     chosen = [cell for cell in (sample(everything) if given.sample else everything) if given.only in cell.key]
     missing = [cell for cell in chosen if cell.key not in done]
     print(f"{len(chosen) - len(missing)} of {len(chosen)} cells are there", flush=True)
+    code: dict[str, str] = {}
+    _guard(code)
     started = time.perf_counter()
     for index, cell in enumerate(missing):
         if time.perf_counter() - started > given.seconds:
@@ -130,10 +139,13 @@ def main() -> int:
         )
         gc.collect()
         if not given.sample:
-            # Another call may have written to it since.
-            written = _written() or written
-            done = {_key(cell): cell for cell in written.get("cells", [])} | done
-            _write([done[c.key] for c in everything if c.key in done], written.get("modules", []))
+            _guard(code)
+            with PATH.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # Another call may have written to it since.
+                written = _written() or written
+                done = {_key(cell): cell for cell in written.get("cells", [])} | done
+                _write([done[c.key] for c in everything if c.key in done], written.get("modules", []))
     if SMOLLM2 not in models():
         print("without SmolLM2, which is not on this machine: finetrap models get smollm2-135m-instruct-q4")
     elif not possible():

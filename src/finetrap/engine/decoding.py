@@ -42,7 +42,7 @@ class Rows:
         self._known: list[int] = []
         """The lengths of the rows in use once more, where reading them waits for no GPU."""
         self._captured = CapturedSteps(model.device, rows=rows) if can_capture(model.device) else None
-        self._step_of: Step | None = None
+        self._current: Step | None = None
         self._prefix: dict[int, tuple[Tensor, Tensor]] = {}
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._reading: _Reading | None = None
@@ -77,6 +77,7 @@ class Rows:
         Where `one_a_row`, exactly one.
         """
         counts = [len(of_row) for of_row in tokens]
+        assert set(counts) == {1} if self.one_a_row else min(counts) > 0
         flat = torch.tensor([token for of_row in tokens for token in of_row], device=self.lengths.device)
         longer = [length + count for length, count in zip(self._known, counts, strict=True)]
         extent = Extent(self.active, max(longer))
@@ -109,7 +110,7 @@ class Rows:
             rows = rows.repeat_interleave(torch.tensor(counts, device=tokens.device))
             places = places[rows] + after
         lengths = self._known if self._captured is None else None
-        self._step_of = Step(rows, places, counts or [1] * extent.rows, lengths, extent, self.prefix_length)
+        self._current = Step(rows, places, counts or [1] * extent.rows, lengths, extent, self.prefix_length)
         logits: Tensor = self.model(
             input_ids=tokens[None], position_ids=(self.prefix_length + places)[None], use_cache=False, rows=self
         ).logits
@@ -166,7 +167,7 @@ class Rows:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None
     ) -> Float[Tensor, "batch tokens heads size"]:
-        """Attention of one layer: of prompts that are read, or of the next token of every row."""
+        """Attention of one layer: of prompts that are read, or of the next tokens of every row."""
         if self._reading is not None:
             return self._attend_reading(self._reading, layer, query, key, value, scale, window)
         return self._attend_step(layer, query, key, value, scale, window)
@@ -201,7 +202,7 @@ class Rows:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None
     ) -> Tensor:
         heads, tokens, size = key.shape[1], key.shape[2], value.shape[3]
-        step = self._step_of
+        step = self._current
         assert step is not None
         if window not in self._seen:
             self._seen[window] = seen_in(step, window, query)

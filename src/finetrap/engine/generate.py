@@ -72,26 +72,28 @@ class Sampling(NamedTuple):
 class _Answer:
     """One that is being written."""
 
-    def __init__(self, prompt: int, sample: int, ids: Sequence[int]) -> None:
-        """`ids`: the prompt's."""
+    def __init__(self, prompt: int, sample: int, lookup: Lookup | None) -> None:
+        """`lookup`: what its prompt says, to draft from; None for no drafts."""
         self.prompt = prompt
         self.sample = sample
         self.new: list[int] = []
         self.fed: list[int] = []
         """Its last token and a draft of what follows, which the model is given next."""
-        self._lookup = Lookup(ids)
+        self._lookup = lookup
 
     def add(self, token: int) -> None:
         """Go on by a token."""
         self.new.append(token)
-        self._lookup.add([token])
+        if self._lookup is not None:
+            self._lookup.add([token])
 
     def feed(self, drafted: int) -> None:
         """Take the last token, and a draft of so many at most."""
-        self.fed = [self.new[-1], *self._lookup.draft(drafted)]
+        draft = self._lookup.draft(drafted) if self._lookup is not None and drafted > 0 else []
+        self.fed = [self.new[-1], *draft]
 
     def agreed(self, chosen: Sequence[int]) -> list[int]:
-        """What was chosen after each token that was fed, as far as those are what was chosen."""
+        """The tokens chosen after each that was fed, up to the first that the draft does not have."""
         pairs = zip(self.fed[1:], chosen, strict=False)
         right = next((i for i, (drafted, token) in enumerate(pairs) if drafted != token), len(self.fed) - 1)
         return list(chosen[: right + 1])
@@ -176,7 +178,13 @@ def _generate(
     choose = _Chooser(sampling, stop.limit)
     results: list[dict[int, Generated]] = [{} for _ in prompts]
     alive: list[_Answer] = []
-    most = 0 if sampling or rows.one_a_row else DRAFTING.get(model.dtype, 0)
+    drafting = 0 if sampling or rows.one_a_row else DRAFTING.get(model.dtype, 0)
+    # What all prompts say, the shots above all, is followed by something else too often.
+    own = slice(shared if len(prompts) > 1 else 0, None)
+
+    def begin(prompt: int, sample: int) -> _Answer:
+        return _Answer(prompt, sample, Lookup(prompts[prompt][own]) if drafting else None)
+
     with decoding_attention_on(model):
         rows.read_prefix(prompts[0][:shared])
         logits = torch.empty(0, 0)
@@ -187,28 +195,30 @@ def _generate(
             started = [waiting.popleft() for _ in range(min(places, len(waiting)))]
             for part in by_token_budget([len(prompts[i]) - shared for i in started], limits.tokens):
                 read = [started[i] for i in part]
-                begun = [_Answer(i, sample, prompts[i]) for i in read for sample in range(samples)]
+                begun = [begin(prompt, sample) for prompt in read for sample in range(samples)]
                 first = choose(rows.read([prompts[i][shared:] for i in read], copies=samples), begun)
                 certain += [[token] for token in first]
                 alive += begun
             ended = set()
             for row, (answer, tokens) in enumerate(zip(alive, certain, strict=True)):
-                done = next(filter(None, (_finish(tokenizer, answer, token, stop) for token in tokens)), None)
-                if done is not None:
-                    ended.add(row)
-                    results[answer.prompt][answer.sample] = done
+                for token in tokens:
+                    done = _finish(tokenizer, answer, token, stop)
+                    if done is not None:
+                        ended.add(row)
+                        results[answer.prompt][answer.sample] = done
+                        break
             if ended:
                 progress(sum(len(results[i]) == samples for i in {alive[row].prompt for row in ended}))
                 alive = [alive[row] for row in rows.drop(ended)]
             if alive:
-                _feed(alive, most, stop.limit)
+                _feed(alive, drafting, stop.limit)
                 logits = rows.step([answer.fed for answer in alive])
     return [[of_prompt[sample] for sample in range(samples)] for of_prompt in results]
 
 
-def _feed(answers: Sequence[_Answer], most: int, limit: int) -> None:
-    """Let each take what the model is given next, `most` tokens in all if that leaves room for drafts."""
-    room = most - len(answers)
+def _feed(answers: Sequence[_Answer], drafting: int, limit: int) -> None:
+    """Let each take what the model is given next, `drafting` tokens in all if that leaves room for drafts."""
+    room = drafting - len(answers)
     for answer in answers:
         # Whatever is drafted, one token more is written.
         answer.feed(max(0, min(room, limit - len(answer.new) - 1)))
@@ -219,8 +229,11 @@ def _certain(
     rows: Rows, choose: "_Chooser", logits: Float[Tensor, "tokens vocabulary"], answers: Sequence[_Answer]
 ) -> list[list[int]]:
     """What each answer goes on with, one token at least; what was fed in vain is taken back."""
-    chosen = iter(choose(logits, answers))
-    certain = [answer.agreed(list(islice(chosen, len(answer.fed)))) for answer in answers]
+    chosen = choose(logits, answers)
+    if len(chosen) == len(answers):  # no draft is among them
+        return [[token] for token in chosen]
+    in_order = iter(chosen)
+    certain = [answer.agreed(list(islice(in_order, len(answer.fed)))) for answer in answers]
     vain = [len(answer.fed) - len(tokens) for answer, tokens in zip(answers, certain, strict=True)]
     if any(vain):
         rows.take_back(vain)
@@ -228,7 +241,7 @@ def _certain(
 
 
 class _Chooser:
-    """The next token of every row."""
+    """The next tokens of every row."""
 
     def __init__(self, sampling: Sampling | None, limit: int) -> None:
         self._sampling = sampling

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetrap.engine.blocks import Attended, attention_with_lse
 from finetrap.engine.captured import Extent
 
-KEYS_AT_A_TIME = 32
+PREFIX_MULTIPLE = 32
 """Of a prefix, in bfloat16 on a CPU: fused attention to a multiple of so many takes a quarter less time."""
 ROWS_TOGETHER = 32
 """Whose own keys are attended to in one call on a CPU, up to the longest of them; on a GPU one call takes all."""
@@ -100,13 +100,13 @@ def seen_in(step: Step, window: int | None, like: Tensor) -> Seen:
 def _part(step: Step, rows: slice, reach: int, like: Tensor) -> Part:
     first, end = step.span(rows)
     keys = slice(max(0, first + 1 - reach), end)
-    ends = [*accumulate(step.counts, initial=0)]
-    tokens, most = slice(ends[rows.start], ends[rows.stop]), max(step.counts[rows])
+    bounds = [*accumulate(step.counts, initial=0)]
+    tokens, most = slice(bounds[rows.start], bounds[rows.stop]), max(step.counts[rows])
     places, padded, real = step.places[tokens, None], None, None
     if most > 1:
         there = torch.arange(most) < torch.tensor(step.counts[rows])[:, None]
         # In the place of what is not there stands the row's first token.
-        padded = torch.tensor(ends[rows])[:, None] + torch.arange(most) * there
+        padded = torch.tensor(bounds[rows])[:, None] + torch.arange(most) * there
         places, real = step.places[padded], there.flatten().nonzero()[:, 0]
     distance = places[:, :, None] - torch.arange(keys.start, keys.stop, device=like.device)
     bias = _bias((distance >= 0) & (distance < reach), like)
@@ -131,7 +131,7 @@ def _seen_of_prefix(step: Step, reach: int, like: Tensor) -> tuple[slice, Float[
 
 def padding(prefix: int, like: Tensor) -> int:
     """Keys without meaning that are to follow those of a prefix, for queries as `like`."""
-    return -prefix % KEYS_AT_A_TIME if like.device.type == "cpu" and like.dtype == torch.bfloat16 else 0
+    return -prefix % PREFIX_MULTIPLE if like.device.type == "cpu" and like.dtype == torch.bfloat16 else 0
 
 
 def _bias(visible: Bool[Tensor, "*tokens keys"], like: Tensor) -> Float[Tensor, "*tokens keys"] | None:
