@@ -1,16 +1,18 @@
 """A part of the matrix of bench/same_answers, and that it tells what is not the same."""
 
 import json
+import math
 
 import pytest
 import torch
 from same_answers import __main__ as program
-from same_answers.cells import TIE, of_numbers
+from same_answers.cells import TIE, Outcome, of_numbers
 from same_answers.generation import Answer, compare, same_tokens
 from same_answers.matrix import matrix, sample
 from same_answers.subjects import SMOLLM2, TINY, Pair, adapted, base, models, questions, trainable
 from same_answers.training import (
     ROWS,
+    by_float64,
     loop_gradient,
     of_gradients,
     plain_gradient,
@@ -120,6 +122,22 @@ def test_of_two_references_the_nearer_counts():
     between = {**other, "a": reference["a"] * (1 + 5e-5)}
     for ours, passed in ((other, True), (reference, True), (between, False), (wrong, False)):
         assert of_numbers(to_the_nearer({"": ours}, reference, other), tokens=1).passed is passed
+
+
+def test_where_float32_is_coarse_a_gradient_may_be_as_coarse_as_others_and_no_more():
+    exact = {"a": torch.ones(4), "b": torch.ones(4)}
+    one, other = ({"a": exact["a"] * (1 + off), "b": exact["b"]} for off in (1e-4, -2e-4))
+    far = Outcome(2, 1, 1, worst_relative=3e-4)
+    for off, of_b, passed in (
+        (3e-4, 0, True),
+        (5e-4, 0, False),
+        (0, 9e-6, True),
+        (0, 2e-5, False),
+        (math.nan, 0, False),
+    ):
+        ours = {"": {"a": exact["a"] * (1 + off), "b": exact["b"] * (1 + of_b)}}
+        outcome = by_float64(far, ours, (one, other), exact)
+        assert (outcome.passed, outcome.differing, outcome.worst_relative) == (passed, int(not passed), 3e-4)
 
 
 def test_a_number_that_is_none_and_a_parameter_that_is_missing_differ():
