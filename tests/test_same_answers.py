@@ -129,8 +129,8 @@ def test_where_float32_is_coarse_a_gradient_may_be_as_coarse_as_others_and_no_mo
     one, other = ({"a": exact["a"] * (1 + off), "b": exact["b"]} for off in (1e-4, -2e-4))
     far = Outcome(2, 1, 1, worst_relative=3e-4)
     for off, of_b, passed in (
-        (3e-4, 0, True),
-        (5e-4, 0, False),
+        (7e-4, 0, True),
+        (9e-4, 0, False),
         (0, 9e-6, True),
         (0, 2e-5, False),
         (math.nan, 0, False),
