@@ -11,11 +11,13 @@ import fcntl
 import gc
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -93,6 +95,18 @@ def _row(cell: Cell) -> dict[str, Any]:
     return {**named, **found, "seconds": round(time.perf_counter() - started, 2)}
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Within it, no other call writes there."""
+    folder.mkdir(exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
 def _write(cells: Sequence[dict[str, Any]], modules_before: Sequence[str]) -> None:
     modules = sorted({*modules_before, *_modules()})
     head = {
@@ -105,7 +119,6 @@ def _write(cells: Sequence[dict[str, Any]], modules_before: Sequence[str]) -> No
         "bfloat16": summary([cell for cell in cells if "counts" in cell]),
     }
     lines = ",\n".join(f"  {json.dumps(cell)}" for cell in cells)
-    PATH.parent.mkdir(exist_ok=True)
     partial = PATH.with_suffix(".partial")
     partial.write_text(json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n')
     partial.replace(PATH)
@@ -140,8 +153,7 @@ def main() -> int:
         gc.collect()
         if not given.sample:
             _guard(code)
-            with PATH.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _locked(PATH.parent):
                 # Another call may have written to it since.
                 written = _written() or written
                 done = {_key(cell): cell for cell in written.get("cells", [])} | done

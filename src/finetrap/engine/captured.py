@@ -30,7 +30,7 @@ class Extent(NamedTuple):
         )
 
 
-Step = Callable[[Int[Tensor, " rows"], Extent], Float[Tensor, "rows vocabulary"]]
+Compute = Callable[[Int[Tensor, " rows"], Extent], Float[Tensor, "rows vocabulary"]]
 """Of the tokens of all rows of the extent: the logits of what comes next."""
 
 
@@ -54,7 +54,9 @@ class CapturedSteps:
         self._pool = torch.cuda.graph_pool_handle()
         self._refused = False
 
-    def __call__(self, step: Step, tokens: Int[Tensor, " active"], extent: Extent) -> Float[Tensor, "rows vocabulary"]:
+    def __call__(
+        self, step: Compute, tokens: Int[Tensor, " active"], extent: Extent
+    ) -> Float[Tensor, "rows vocabulary"]:
         """Logits of the extent's rows, those after `tokens` without meaning; good until the next call.
 
         `step` is always the same, and not kept: it may belong to what keeps this.
@@ -74,7 +76,7 @@ class CapturedSteps:
         assert self._logits is not None
         return self._logits[: extent.rows]
 
-    def _capture(self, step: Step, extent: Extent) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Compute, extent: Extent) -> torch.cuda.CUDAGraph:
         tokens = self._tokens[: extent.rows]
         # Kernels are loaded, and libraries ask for their workspace, when they are first called: not within a capture.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]

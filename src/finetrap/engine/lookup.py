@@ -5,7 +5,7 @@ from collections.abc import Sequence
 KNOWN = 2
 """Tokens at the end that are looked up: one is found more often and followed by something else, three too seldom."""
 DRAFTED = 2
-"""Tokens of a draft, at most: later ones are seldom right where the first two are not."""
+"""Tokens of a draft, at most: later ones are seldom right."""
 
 
 class Lookup:
